@@ -1,0 +1,194 @@
+"""Every option of a run: its name, unit, default, allowed values and meaning.
+
+One YAML file holds one run; its sections are the fields of :class:`Config`. Nothing else is configurable: no environment
+variable, no file that includes another. Checks that need more than one field stand in :mod:`nt_pretrain.config.checks`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Density = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class RunSection(Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="Name of the run; its folder is DIR/NAME.")
+    dir: str = Field("runs", description="Folder that holds the run folders.")
+    seed: NonNegative = Field(0, description="Seed of initial weights, topologies, data order and drops.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the ranks; auto takes CUDA where present.")
+    threads_per_rank: NonNegative = Field(
+        0, description="CPU threads of a rank; 0: cores divided by local ranks (1 with parallel.deterministic_reduce)."
+    )
+
+
+class ModelSection(Section):
+    """A LLaMA cut into one trunk and M heads. Head m owns its last blocks, final norm and output layer."""
+
+    vocab_size: Positive = Field(32000, description="Tokens of the tokenizer; must equal the tokenizer's size.")
+    hidden: Positive = Field(768, description="Width of the residual stream.")
+    intermediate: Positive = Field(2048, description="Width of the SwiGLU feed-forward layer.")
+    layers: Positive = Field(12, description="Blocks on the path of one head: trunk blocks plus blocks_in_head.")
+    attention_heads: Positive = Field(12, description="Attention heads of a block; must divide hidden.")
+    kv_heads: Positive | None = Field(None, description="Key/value heads (grouped-query attention); default attention_heads.")
+    heads: Positive = Field(1, description="M, the heads of the ensemble. 1 is an ordinary single model.")
+    blocks_in_head: NonNegative = Field(
+        0, description="Blocks each head owns. 0: norm and output only; equal to layers: a deep ensemble, embeddings too."
+    )
+    rope_base: Annotated[float, Field(gt=0)] = Field(10000.0, description="Base of the rotary position embedding.")
+    norm_eps: Annotated[float, Field(gt=0)] = Field(1e-6, description="Epsilon of RMSNorm.")
+    init_std: Annotated[float, Field(gt=0)] = Field(0.02, description="Standard deviation of initial linear weights.")
+    embedding_init_std: Annotated[float, Field(gt=0)] = Field(
+        0.02, description="Standard deviation of initial embeddings (the authors' code: 0.632)."
+    )
+    document_mask: bool = Field(False, description="Attention stays inside a packed document.")
+    final_norm_twice: bool = Field(False, description="Parity: the authors' heads apply the final norm twice.")
+
+
+class SparsitySection(Section):
+    density: Density = Field(1.0, description="Share of active units over all sparse layers. 1: dense, no topology.")
+    distribution: Literal["erk", "uniform"] = Field("erk", description="How the budget is spread over layers.")
+    scope: Literal["all", "heads", "no_vocab"] = Field(
+        "all", description="Layers that are sparse: every matrix; those of the heads; all but embedding and output layers."
+    )
+    group_density: dict[Literal["embedding", "attention", "ffn", "output"], Density] = Field(
+        default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget."
+    )
+    unit: Literal[1, 16, 32, 64, 128] = Field(1, description="What is dropped and grown: 1 weight, or a b x b block.")
+    drop: Literal["magnitude", "soft_magnitude"] = Field("magnitude", description="How units to drop are chosen.")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        3.0, description="Exponent T of soft_magnitude: units stay with weights |w|**T (successive sampling)."
+    )
+    grow: Literal["gradient", "momentum", "random"] = Field("gradient", description="How units to grow are chosen.")
+    grow_random_share: Fraction = Field(0.0, description="Share of the grown units that is chosen at random instead.")
+    prune_rate: Fraction = Field(0.5, description="Share of a layer's active units dropped at the first update.")
+    prune_rate_end: Fraction = Field(0.005, description="The same at the last step of the schedule.")
+    prune_rate_schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape in between.")
+    update_every: Positive = Field(50, description="Steps between topology updates (Delta T).")
+    stop_fraction: Fraction = Field(1.0, description="No topology update after this share of the training steps.")
+    density_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How density goes from density_start to density over the steps."
+    )
+    density_start: Density = Field(0.999, description="Density at step 0 unless density_schedule is constant.")
+    grown_moments: Literal["mean", "zero", "warm"] = Field(
+        "mean",
+        description="Adam's second moment of a grown unit: mean of the layer's active ones; zero; or warm, moments that "
+        "integrated the dense gradient all along (what the authors' code does).",
+    )
+    just_dropped: Literal["keep", "zero", "exclude"] = Field(
+        "keep",
+        description="A unit that is dropped and wins its place back in the same update: keeps its value (the authors' "
+        "code), restarts at zero, or may not be grown.",
+    )
+
+
+class OptimSection(Section):
+    """AdamW. Norms are never decayed."""
+
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate.")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="Decay of the first and second moment.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Epsilon of Adam.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled decay of matrices (not of norms).")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the active gradient; 0: no clipping.")
+    warmup_steps: NonNegative = Field(0, description="Linear warm-up from 0.")
+    schedule: Literal["cosine", "linear", "wsd"] = Field("cosine", description="Shape after warm-up.")
+    min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of lr.")
+    decay_fraction: Fraction = Field(0.2, description="wsd only: share of the steps spent in the final decay.")
+
+
+class TrainSection(Section):
+    steps: Positive = Field(1000, description="Optimizer steps.")
+    steps_over_density: bool = Field(
+        False, description="Parity: train int(steps / density) steps, warm-up too, as the paper's sparse runs do."
+    )
+    global_batch: Positive = Field(32, description="Sequences per optimizer step over all ranks.")
+    micro_batch: Positive = Field(4, description="Sequences per rank and forward pass.")
+    precision: Literal["fp32", "bf16", "pure_bf16"] = Field(
+        "fp32",
+        description="fp32; bf16: compute in bf16 with fp32 master weights, moments and reduction; pure_bf16: weights and "
+        "moments in bf16 too (parity with the authors; Adam's second moment then hardly decays).",
+    )
+    head_loss: Literal["sum", "mean"] = Field("mean", description="Training loss: sum or mean of the heads' losses.")
+    loss_chunk: Positive = Field(1024, description="Tokens whose logits exist at once in the loss.")
+
+
+class ParallelSection(Section):
+    reshard_after_forward: bool = Field(True, description="Free gathered block weights after the forward pass.")
+    deterministic_reduce: bool = Field(
+        False,
+        description="Reduce gradients so that the run is bit-identical at every world size (fp64 reduction).",
+    )
+    timeout_seconds: Positive = Field(120, description="A collective that takes longer ends the run.")
+    first_timeout_seconds: Positive = Field(600, description="The same until the first step is done.")
+
+
+class DataSection(Section):
+    path: str = Field("data/text", description="Folder of a prepared corpus: train/ and validation/ shards and manifests.")
+    tokenizer: str = Field("tokenizers/text.model", description="SentencePiece model.")
+    sequence_length: Positive = Field(256, description="Tokens of a training sequence.")
+    packing: Literal["pack", "truncate"] = Field(
+        "pack", description="Pack documents into full sequences; or one document per sequence, cut and padded (the paper)."
+    )
+    lanes: NonNegative = Field(0, description="Parallel streams the order is cut into; 0: the largest divisor <= 64 of the batch.")
+    window: Positive = Field(4096, description="Documents permuted together inside a lane.")
+    workers: NonNegative = Field(1, description="Reader processes per rank; 0 reads in the training process.")
+    prefetch_batches: Positive = Field(4, description="Batches a reader process keeps ready.")
+
+
+class CheckpointSection(Section):
+    save_every_steps: NonNegative = Field(500, description="Steps between checkpoints; 0: only at the end and on signals.")
+    save_every_minutes: Annotated[float, Field(ge=0)] = Field(30.0, description="Minutes between checkpoints; 0: off.")
+    keep: Positive = Field(2, description="Newest checkpoints kept.")
+
+
+class EvalSection(Section):
+    every_steps: NonNegative = Field(500, description="Steps between validations; 0: only at the end.")
+    sequences: Positive = Field(512, description="Validation sequences; always the same ones.")
+    micro_batch: Positive = Field(8, description="Sequences per rank and validation forward pass.")
+    ensemble: Literal["probability", "logit"] = Field(
+        "probability", description="Prediction of the ensemble that is headlined: mean of probabilities or of logits."
+    )
+    unigram_tokens: NonNegative = Field(1_000_000, description="Training tokens counted for the unigram level; 0: off.")
+    authors_divisor: bool = Field(False, description="Parity: also report perplexity with the authors' (batches + 1) divisor.")
+
+
+class ObserveSection(Section):
+    log_every_steps: Positive = Field(10, description="Steps between console and metrics.jsonl lines.")
+    tensorboard: bool = Field(True, description="Write TensorBoard event files.")
+    peak_tflops: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Peak of one device in TFLOP/s for MFU; 0: known devices only, MFU is left out elsewhere."
+    )
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    sparsity: SparsitySection = Field(default_factory=SparsitySection)
+    data: DataSection = Field(default_factory=DataSection)
+    optim: OptimSection = Field(default_factory=OptimSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    eval: EvalSection = Field(default_factory=EvalSection)
+    observe: ObserveSection = Field(default_factory=ObserveSection)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run after ``train.steps_over_density``."""
+        return int(self.train.steps / self.sparsity.density) if self.train.steps_over_density else self.train.steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Warm-up steps after ``train.steps_over_density``."""
+        over = self.train.steps_over_density
+        return int(self.optim.warmup_steps / self.sparsity.density) if over else self.optim.warmup_steps
