@@ -1,0 +1,113 @@
+"""The LLaMA block: RMSNorm, rotary causal attention (grouped-query), SwiGLU. Plain modules, no distributed code.
+
+Source: Touvron et al. 2023 (arXiv 2302.13971); rotary embedding Su et al. 2021 (arXiv 2104.09864), half-split form.
+Shape letters: B sequences, T tokens, H hidden, A attention heads, K key/value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nt_pretrain.config.schema import ModelSection
+
+
+@dataclass(frozen=True)
+class Context:
+    """What attention needs beside the hidden states; made once per batch and shared by trunk and heads."""
+
+    cos: Tensor  # [T, D] fp32
+    sin: Tensor  # [T, D] fp32
+    mask: Tensor | None  # [B, 1, T, T] bool, True where attention is allowed; None: plain causal
+
+
+def make_context(model: ModelSection, documents_BT: Tensor) -> Context:
+    """Rotary tables and, with ``model.document_mask``, the mask that keeps attention inside a document.
+
+    ``documents_BT`` holds the number of each input token's document in its sequence; only its shape and device are used
+    unless the mask is on.
+    """
+    _, length = documents_BT.shape
+    device = documents_BT.device
+    head_dim = model.hidden // model.attention_heads
+    frequency = model.rope_base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim)
+    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
+    angle = torch.cat([angle, angle], dim=-1)
+    mask = None
+    if model.document_mask:
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        mask = (causal & (documents_BT[:, :, None] == documents_BT[:, None, :]))[:, None]
+    return Context(angle.cos().float(), angle.sin().float(), mask)
+
+
+def rotate(x_BATD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Rotary position embedding, half-split form, in the dtype of ``x_BATD``."""
+    left, right = x_BATD.chunk(2, dim=-1)
+    return torch.addcmul(x_BATD * cos_TD, torch.cat([-right, left], dim=-1), sin_TD)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (Zhang and Sennrich 2019) with statistics in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.heads = model.attention_heads
+        self.kv_heads = model.kv_heads or model.attention_heads
+        self.head_dim = model.hidden // model.attention_heads
+        self.query = nn.Linear(model.hidden, self.heads * self.head_dim, bias=False)
+        self.key = nn.Linear(model.hidden, self.kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(model.hidden, self.kv_heads * self.head_dim, bias=False)
+        self.out = nn.Linear(self.heads * self.head_dim, model.hidden, bias=False)
+
+    def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
+        batch, length, _ = x_BTH.shape
+        cos, sin = context.cos.to(x_BTH.dtype), context.sin.to(x_BTH.dtype)
+        query = rotate(self.query(x_BTH).view(batch, length, self.heads, self.head_dim).transpose(1, 2), cos, sin)
+        key = rotate(self.key(x_BTH).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2), cos, sin)
+        value = self.value(x_BTH).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=context.mask, is_causal=context.mask is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )  # fmt: skip
+        return self.out(out.transpose(1, 2).reshape(batch, length, self.heads * self.head_dim))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.gate = nn.Linear(model.hidden, model.intermediate, bias=False)
+        self.up = nn.Linear(model.hidden, model.intermediate, bias=False)
+        self.down = nn.Linear(model.intermediate, model.hidden, bias=False)
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BTH)) * self.up(x_BTH))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block, [B, T, H] to [B, T, H]."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(model.hidden, model.norm_eps)
+        self.attention = Attention(model)
+        self.ffn_norm = RMSNorm(model.hidden, model.norm_eps)
+        self.ffn = FeedForward(model)
+
+    def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
+        x_BTH = x_BTH + self.attention(self.attention_norm(x_BTH), context)
+        return x_BTH + self.ffn(self.ffn_norm(x_BTH))

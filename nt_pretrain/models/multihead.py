@@ -1,0 +1,79 @@
+"""One trunk, M heads: how a LLaMA is cut into an ensemble.
+
+NeuroTrails (arXiv 2505.17909): the embedding and the first ``layers - blocks_in_head`` blocks are shared, each head owns
+the remaining blocks, its final norm and its output layer. Heads have full width. With ``blocks_in_head = layers`` nothing
+is shared, embeddings included: a deep ensemble. With one head it is an ordinary model.
+
+Trunk and heads are separate modules that are called one after the other, since the step runs a head's backward before
+the next head's forward (see :mod:`nt_pretrain.train.step`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nt_pretrain.config.schema import ModelSection
+from nt_pretrain.models.llama import Block, Context, RMSNorm
+from nt_pretrain.models.loss import linear_cross_entropy_sum
+
+
+class Trunk(nn.Module):
+    """Tokens [B, T] to hidden states [B, T, H], run once for all heads."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(model.vocab_size, model.hidden)
+        self.blocks = nn.ModuleList(Block(model) for _ in range(model.layers - model.blocks_in_head))
+
+    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        x_BTH = self.embedding(tokens_BT)
+        for block in self.blocks:
+            x_BTH = block(x_BTH, context)
+        return x_BTH
+
+
+class Head(nn.Module):
+    """Hidden states of the trunk (or tokens, in a deep ensemble) to a loss or to logits."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        if model.blocks_in_head == model.layers:
+            self.embedding = nn.Embedding(model.vocab_size, model.hidden)
+        self.blocks = nn.ModuleList(Block(model) for _ in range(model.blocks_in_head))
+        self.norm = RMSNorm(model.hidden, model.norm_eps)
+        self.output = nn.Linear(model.hidden, model.vocab_size, bias=False)
+        self.norm_passes = 2 if model.final_norm_twice else 1
+
+    def forward(self, x: Tensor, context: Context, targets_BT: Tensor | None = None, loss_chunk: int = 1024) -> Tensor:
+        """Sum of the token losses in nats (fp32 scalar) when ``targets_BT`` is given, else logits [B, T, V].
+
+        ``x`` is the trunk's output [B, T, H], or tokens [B, T] where the head owns the embedding.
+        """
+        if hasattr(self, "embedding"):
+            x = self.embedding(x)
+        for block in self.blocks:
+            x = block(x, context)
+        for _ in range(self.norm_passes):
+            x = self.norm(x)
+        if targets_BT is None:
+            return self.output(x)  # type: ignore[no-any-return]
+        hidden_NH = x.reshape(-1, x.shape[-1])
+        return linear_cross_entropy_sum(hidden_NH, self.output.weight, targets_BT.reshape(-1), chunk=loss_chunk)
+
+
+class MultiHead(nn.Module):
+    """The ensemble. ``trunk`` is absent (None) in a deep ensemble."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.trunk = Trunk(model) if model.blocks_in_head < model.layers else None
+        self.heads = nn.ModuleList(Head(model) for _ in range(model.heads))
+
+    def trunk_output(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        """What every head starts from: hidden states [B, T, H], or the tokens themselves without a trunk."""
+        return tokens_BT if self.trunk is None else self.trunk(tokens_BT, context)
+
+
+def build(model: ModelSection) -> MultiHead:
+    """The model of a configuration. Values are torch's defaults; :mod:`nt_pretrain.models.init` gives the real ones."""
+    return MultiHead(model)
