@@ -45,15 +45,13 @@ def bits64(key: int, index: Tensor) -> Tensor:
 
 
 def bits31(key: int, index: Tensor) -> Tensor:
-    """31 random bits (int32, never negative) for each int64 ``index``; distinct up to the sign bit below 2**32 indices."""
-    x = index.to(torch.int32) ^ _signed32(key)
-    x ^= (x >> 16) & 0xFFFF
-    x *= _FMIX_A
-    x ^= (x >> 13) & 0x7FFFF
-    x += _signed32(key >> 32)
-    x *= _FMIX_B
-    x ^= (x >> 16) & 0xFFFF
-    return x & 0x7FFFFFFF
+    """31 random bits (int32, never negative) for each int64 ``index``."""
+    return _hash32(key, index) & 0x7FFFFFFF
+
+
+def distinct32(key: int, index: Tensor) -> Tensor:
+    """A number in [0, 2**32) (int64) for each int64 ``index`` below 2**32; different indices get different numbers."""
+    return _hash32(key, index).to(torch.int64) & 0xFFFFFFFF
 
 
 def exponential(key: int, index: Tensor) -> Tensor:
@@ -68,6 +66,18 @@ def normal(key: int, index: Tensor) -> Tensor:
     first = ((bits64(key, index * 2) >> 11) & ((1 << 53) - 1)).to(torch.float64).add_(0.5).mul_(scale)
     second = ((bits64(key, index * 2 + 1) >> 11) & ((1 << 53) - 1)).to(torch.float64).mul_(2 * math.pi * scale)
     return first.log_().mul_(-2.0).sqrt_().mul_(second.cos_())
+
+
+def _hash32(key: int, index: Tensor) -> Tensor:
+    """A bijection of 32-bit integers (every line is one), so distinct indices cannot collide."""
+    x = index.to(torch.int32) ^ _signed32(key)
+    x ^= (x >> 16) & 0xFFFF
+    x *= _FMIX_A
+    x ^= (x >> 13) & 0x7FFFF
+    x += _signed32(key >> 32)
+    x *= _FMIX_B
+    x ^= (x >> 16) & 0xFFFF
+    return x
 
 
 def _signed32(value: int) -> int:

@@ -1,0 +1,129 @@
+"""One optimizer step: micro-batches, head by head, then topology, masks, clipping, AdamW.
+
+The trunk runs forward once. Then each head runs forward and backward, alone, into the detached trunk output; its
+activations are gone before the next head starts. At last the trunk runs backward with the sum of what the heads left.
+That is the same gradient as one joint backward, at the peak activation memory of one head instead of M.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.llama import make_context
+from nt_pretrain.models.loss import IGNORED
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.collectives import exact_sums
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.shard import set_last_micro_batch
+from nt_pretrain.sparsity.topology import SparseLayer, mask_
+from nt_pretrain.train.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one optimizer step, over all ranks: sum of token losses of each head [M] (fp64, nats), and number of targets."""
+
+    sums: Tensor
+    targets: int
+
+    @property
+    def per_head(self) -> list[float]:
+        return (self.sums / self.targets).tolist()  # type: ignore[no-any-return]
+
+
+def split_targets(tokens: Tensor, documents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(inputs, targets, documents of the inputs), each [S, T], from [S, T + 1]; padding is no target."""
+    targets = tokens[:, 1:].long().masked_fill(documents[:, 1:] < 0, IGNORED)
+    return tokens[:, :-1].long(), targets, documents[:, :-1]
+
+
+def micro_batch_backward(
+    model: MultiHead, config: Config, inputs: Tensor, targets: Tensor, documents: Tensor, scale: float
+) -> Tensor:
+    """Backward of ``scale`` times the sum of the heads' loss sums; returns the loss sums [M] (fp64, this rank)."""
+    context = make_context(config.model, documents)
+    hidden = model.trunk_output(inputs, context)
+    start = hidden if model.trunk is None else hidden.detach().requires_grad_()
+    sums = []
+    for head in model.heads:
+        loss = head(start, context, targets, config.train.loss_chunk)
+        loss.backward(torch.full_like(loss, scale))
+        sums.append(loss.detach().double())
+        del loss
+    if model.trunk is not None:
+        hidden.backward(start.grad)
+    return torch.stack(sums)
+
+
+def accumulate_gradients(model: MultiHead, config: Config, tokens: Tensor, documents: Tensor, ranks: Ranks) -> Losses:
+    """Gradients of the global token-weighted mean loss from this rank's sequences [S, T + 1], reduced over all ranks.
+
+    The number of targets is added over ranks before the first backward, so that every target of the global batch weighs
+    the same wherever padding fell. Gradients travel once, in the backward of the last micro-batch.
+    """
+    inputs, targets, documents = split_targets(tokens.to(ranks.device), documents.to(ranks.device))
+    count = (targets != IGNORED).sum().cpu().to(torch.int64)
+    dist.all_reduce(count, group=ranks.control)
+    # FSDP averages over ranks; the loss is a sum over them.
+    scale = ranks.world / max(1, int(count))
+    if config.train.head_loss == "mean":
+        scale /= config.model.heads
+    size = config.train.micro_batch
+    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=ranks.device)
+    for first in range(0, len(inputs), size):
+        part = slice(first, first + size)
+        set_last_micro_batch(model, first + size >= len(inputs))
+        sums += micro_batch_backward(model, config, inputs[part], targets[part], documents[part], scale)
+    sums = sums.cpu()
+    dist.all_reduce(sums, group=ranks.control)
+    return Losses(sums, int(count))
+
+
+def gradient_norm(
+    gradients: dict[str, Tensor], sizes: dict[str, int], config: Config, ranks: Ranks
+) -> float:  # fmt: skip
+    """Euclidean norm of the global gradient; exact to the bit on every sharding with deterministic_reduce."""
+    if config.parallel.deterministic_reduce:
+        names = list(gradients)
+        squares = exact_sums([gradients[n] for n in names], [sizes[n] for n in names], ranks.group, power=2)
+        return math.sqrt(math.fsum(squares))
+    norms = torch.stack(torch._foreach_norm(list(gradients.values()))).double()
+    total = norms.square().sum()
+    dist.all_reduce(total, group=ranks.group)
+    return float(total.sqrt())
+
+
+def apply_gradients(
+    optimizer: Optimizer, layers: list[SparseLayer], config: Config, ranks: Ranks, lr: float
+) -> float:
+    """Mask, clip, step; returns the norm of the active gradient before clipping.
+
+    A norm that is not finite is returned without a step: the weights stay as they were.
+    """
+    gradients = optimizer.gradients()
+    warm = config.sparsity.grown_moments == "warm"
+    active = {layer.name: layer.elements(layer.active) for layer in layers if layer.budget.active < layer.budget.units}
+    measured = dict(gradients)
+    for name, flags in active.items():
+        if warm:
+            # The moments of inactive weights go on integrating the dense gradient; only the norm must not see it.
+            measured[name] = gradients[name].clone()
+        mask_(measured[name], flags)
+    sizes = {name: parameter.numel() for name, parameter in optimizer.parameters.items()}
+    norm = gradient_norm(measured, sizes, config, ranks)
+    if not math.isfinite(norm):
+        return norm
+    if config.optim.clip > 0.0 and norm > config.optim.clip:
+        torch._foreach_mul_(list(gradients.values()), config.optim.clip / norm)
+    optimizer.step(gradients, lr)
+    if warm:
+        with torch.no_grad():
+            for name, flags in active.items():
+                mask_(optimizer.shards[name], flags)
+    return norm
