@@ -45,7 +45,8 @@ def report_failure(message: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return
-    record = {"message": {"message": message, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}}
+    # The shape torchrun reads. Without a "py_callstack" its table shows the message where a traceback would stand.
+    record = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "x", encoding="utf-8") as file:
