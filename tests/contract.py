@@ -21,7 +21,7 @@ def levels() -> dict[str, int]:
 
 
 def modules() -> list[str]:
-    """Dotted names of all modules of nt_pretrain that hold code; an ``__init__.py`` with only a docstring holds none."""
+    """Dotted names of all modules of nt_pretrain; an ``__init__.py`` holds only a docstring and is left out."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = list(path.relative_to(ROOT).with_suffix("").parts)

@@ -53,7 +53,10 @@ def test_torchrun_shows_the_message_in_its_table(tmp_path: Path) -> None:
         "from nt_pretrain.observe.exitcodes import ExitCode, report_failure\n"
         "report_failure('train.stpes: no such option; did you mean train.steps?')\n"
         "sys.exit(ExitCode.CONFIGURATION)\n"
-    ) command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    timeout=100) assert done.returncode == 1 assert "train.stpes: no such option; did you mean train.steps?" in
-    done.stderr assert "exitcode  : 2" in done.stderr
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 1
+    assert "train.stpes: no such option; did you mean train.steps?" in done.stderr
+    assert "exitcode  : 2" in done.stderr

@@ -56,9 +56,10 @@ def test_a_status_of_an_earlier_attempt_does_not_count(tmp_path: Path, old: bool
 
 
 def test_results_name_every_head_the_ensemble_and_the_unigram_level(tmp_path: Path) -> None:
-    text = "\n".join(results(fill(tmp_path))) for words in ("unigram       430.00", "head 0         86.89", "head 2",
-    "ensemble       80.21", "3,276,800 tokens in 2m40s"):
+    text = "\n".join(results(fill(tmp_path)))
+    for words in ("unigram       430.00", "head 0         86.89", "head 2", "ensemble       80.21"):
         assert words in text
+    assert "3,276,800 tokens in 2m40s" in text
     assert "20 recorded topology updates" in text
 
 
@@ -75,9 +76,11 @@ def configured(rundir: RunDir, *, density: float) -> RunDir:
 
 
 def test_next_commands_build_on_the_one_that_was_run(tmp_path: Path) -> None:
-    commands = next_commands(configured(fill(tmp_path), density=0.9)) assert "tensorboard --logdir" in commands[0]
-    assert "torchrun --standalone --nproc-per-node 2 launch/pretrain.py configs/demo.yaml train.steps=2000" in
-    commands[1] assert "train.steps=400 sparsity.density=1 run.name=demo-dense" in commands[2]
+    tensorboard, longer, dense = next_commands(configured(fill(tmp_path), density=0.9))
+    launch = "torchrun --standalone --nproc-per-node 2 launch/pretrain.py configs/demo.yaml"
+    assert "tensorboard --logdir" in tensorboard
+    assert f"{launch} train.steps=2000" in longer
+    assert f"{launch} train.steps=400 sparsity.density=1 run.name=demo-dense" in dense
 
 
 def test_a_stopped_dense_run_is_only_gone_on_with(tmp_path: Path) -> None:
