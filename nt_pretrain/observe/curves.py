@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from nt_pretrain.observe.history import Row, last, read_lines, series, suffixes
+from nt_pretrain.observe.history import Row, event_steps, last, read_lines, series, suffixes
 from nt_pretrain.observe.rundir import RunDir
 
 BLACK, GREY = "#000000", "#7f7f7f"
@@ -44,9 +44,11 @@ def draw(rundir: RunDir, *, title: str) -> Path:
     axes = figure.subplots(
         len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [height for _, height in panels]}
     )[:, 0]
-    resumed = [int(event["step"]) for event in read_lines(rundir.events) if event.get("kind") == "resume"]
+    resumed = event_steps(rundir.events, "resume")
     for index, (axis, (panel, _)) in enumerate(zip(axes, panels, strict=True)):
         panel(axis, rows)
+        if index == 0:
+            _rug(axis, event_steps(rundir.events, "topology"))
         _finish(axis, resumed, name_resumes=index == 0)
     axes[-1].set_xlabel("optimizer step")
     axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
@@ -83,7 +85,6 @@ def _losses(axis: Axes, rows: list[Row]) -> None:
     if unigram:
         label = f"unigram level: perplexity {unigram:,.1f}"
         axis.axhline(math.log(unigram), color=GREY, linestyle=(0, (6, 3)), linewidth=1.3, label=label)
-    _rug(axis, series(rows, "sparsity/turnover")[0])
     axis.set_ylabel("loss (nats per token)")
 
 
@@ -92,7 +93,7 @@ def _perplexity(losses: list[float]) -> str:
 
 
 def _rug(axis: Axes, updates: list[int]) -> None:
-    """A short mark at the foot of the panel for every recorded topology update."""
+    """A short mark at the foot of the panel for every topology update."""
     if updates:
         axis.plot(
             updates,

@@ -36,6 +36,11 @@ def last(rows: list[Row], key: str) -> float | None:
     return values[-1] if values else None
 
 
+def event_steps(path: Path, kind: str) -> list[int]:
+    """Steps at which events of one kind happened, each once: a step made again after a kill has its events twice."""
+    return sorted({int(event["step"]) for event in read_lines(path) if event.get("kind") == kind})
+
+
 def suffixes(rows: list[Row], prefix: str) -> list[str]:
     """What follows ``prefix`` in the keys that start with it, numbers in order of size: heads 0, 1, ..., or groups."""
     found = {key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)}

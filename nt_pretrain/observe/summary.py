@@ -13,7 +13,7 @@ import yaml
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import MEANING, ExitCode
-from nt_pretrain.observe.history import Row, last, read_lines, series, suffixes
+from nt_pretrain.observe.history import Row, event_steps, last, read_lines, series, suffixes
 from nt_pretrain.observe.log import duration
 from nt_pretrain.observe.rundir import RunDir
 
@@ -62,10 +62,10 @@ def results(rundir: RunDir) -> list[str]:
     tokens, hours = last(rows, "tokens/total"), last(rows, "time/hours")
     if tokens is not None and hours is not None:
         lines.append(f"trained on {tokens:,.0f} tokens in {duration(hours * 3600)}")
-    updates, turnover = series(rows, "sparsity/turnover")
-    if updates:
+    updates, (_, turnover) = event_steps(rundir.events, "topology"), series(rows, "sparsity/turnover")
+    if updates and turnover:
         ends = f"{turnover[0]:.1%} at the first, {turnover[-1]:.1%} at the last"
-        lines.append(f"{len(updates)} recorded topology updates, turnover {ends}")
+        lines.append(f"{len(updates)} topology updates, turnover {ends}")
     return lines
 
 

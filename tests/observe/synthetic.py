@@ -52,6 +52,7 @@ def fill(path: Path, *, steps: int = 400, reached: int | None = None, resume_at:
         recorder.metrics(step, train_values(step, steps))
         if step % 20 == 0:
             recorder.metrics(step, update_values(step, steps))
+            recorder.event("topology", step, "due", {"digest": "00"})
         if step % 50 == 0 or step == steps:
             recorder.metrics(step, validation_values(step, steps))
     if resume_at is not None:

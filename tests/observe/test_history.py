@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nt_pretrain.observe.history import last, read_lines, series, suffixes
+from nt_pretrain.observe.history import event_steps, last, read_lines, series, suffixes
 
 ROWS = [
     {"step": 20, "train/loss": 2.0, "train/loss_head_10": 1.0},
@@ -31,3 +31,10 @@ def test_absent_and_half_written_files(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "absent.jsonl") == []
     (tmp_path / "cut.jsonl").write_text('{"step": 1}\n{"ste')
     assert read_lines(tmp_path / "cut.jsonl") == [{"step": 1}]
+
+
+def test_events_of_steps_made_twice_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    steps = [("topology", 20), ("topology", 40), ("resume", 25), ("topology", 40)]
+    path.write_text("".join(f'{{"kind": "{kind}", "step": {step}}}\n' for kind, step in steps))
+    assert event_steps(path, "topology") == [20, 40]

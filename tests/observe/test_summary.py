@@ -60,7 +60,7 @@ def test_results_name_every_head_the_ensemble_and_the_unigram_level(tmp_path: Pa
     for words in ("unigram       430.00", "head 0         86.89", "head 2", "ensemble       80.21"):
         assert words in text
     assert "3,276,800 tokens in 2m40s" in text
-    assert "20 recorded topology updates" in text
+    assert "20 topology updates" in text
 
 
 def test_results_before_the_first_validation(tmp_path: Path) -> None:
