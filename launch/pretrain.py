@@ -1,0 +1,107 @@
+"""Pretrain an ensemble: torchrun launch/pretrain.py CONFIG.yaml [section.key=value ...] [--dry-run [--world N]]
+
+The same command resumes. Exit codes are listed in docs/RUNDIR.md; torchrun itself turns every code but 0 into 1, the real
+one stands in status.json of the run directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import traceback
+
+from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.config.checks import missing_files, problems
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.load import load_config
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.errors import DataError
+from nt_pretrain.observe.exitcodes import ExitCode, report_failure
+from nt_pretrain.parallel.mesh import connect, disconnect, rank_of_launcher, world_size_of_launcher
+from nt_pretrain.train.loop import DivergedError
+from nt_pretrain.train.plan import make_plan, render
+from nt_pretrain.train.run import run
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file of the run, e.g. configs/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and every derived number, and exit")
+    parser.add_argument("--world", type=int, help="with --dry-run: number of ranks to plan for")
+    return parser.parse_args(arguments)
+
+
+def checked_config(arguments: argparse.Namespace, world: int) -> Config:
+    """The configuration, or all its errors at once.
+
+    Raises:
+        ConfigErrors: something is wrong.
+    """
+    config = load_config(arguments.config, arguments.overrides)
+    wrong = problems(config, world_size=world)
+    if not arguments.dry_run:
+        wrong += missing_files(config)
+    if wrong:
+        raise ConfigErrors(wrong)
+    return config
+
+
+def command_line() -> str:
+    """The command that started this run, as a person would type it again."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join(["python", *sys.argv])
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    where = "--standalone" if nodes == 1 else f"--nnodes {nodes}"
+    return shlex.join(["torchrun", *where.split(), "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], *sys.argv])
+
+
+def leave(code: int) -> None:
+    """End this process at once. gloo's threads can abort a process that ends the slow way after all work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fail(code: ExitCode, message: str, *, every_rank: bool = False) -> None:
+    """Say what is wrong and end. What is wrong on all ranks alike is said by rank 0 only."""
+    if every_rank or rank_of_launcher() == 0:
+        print(message, file=sys.stderr)
+        report_failure(message)
+    leave(code)
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    world = options.world or world_size_of_launcher()
+    try:
+        config = checked_config(options, world)
+    except ConfigErrors as error:
+        fail(ExitCode.CONFIGURATION, str(error))
+        return
+    if options.dry_run:
+        print(render(make_plan(config, world), config))
+        print(f"nothing was started. To train: torchrun launch/pretrain.py {options.config}")
+        return
+    try:
+        code = run(config, command_line(), connect(config))
+        disconnect()
+        leave(code)
+    except DataError as error:
+        fail(ExitCode.DATA, f"data error on rank {rank_of_launcher()}: {error}", every_rank=True)
+    except CheckpointError as error:
+        fail(ExitCode.CHECKPOINT, f"checkpoint error: {error}")
+    except DivergedError as error:
+        fail(
+            ExitCode.DIVERGED,
+            f"the run diverged: {error}\nThe last checkpoint is good. Lower optim.lr or optim.clip and start again.",
+        )
+    except Exception:
+        text = traceback.format_exc()
+        fail(1, f"rank {rank_of_launcher()} failed:\n{text}", every_rank=True)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,103 @@
+"""The training loop, on one page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.loader import Batch, TrainLoader
+from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.observe.meters import Meter
+from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
+from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
+from nt_pretrain.sparsity.update import topology_digest, update
+from nt_pretrain.train import readings
+from nt_pretrain.train.lr import learning_rate
+from nt_pretrain.train.observer import Observer
+from nt_pretrain.train.requests import Requests
+from nt_pretrain.train.state import TrainState, budgets_at
+from nt_pretrain.train.step import accumulate_gradients, apply_gradients
+
+
+class DivergedError(Exception):
+    """Loss or gradient is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with; :mod:`nt_pretrain.train.run` puts it together."""
+
+    config: Config
+    ranks: Ranks
+    state: TrainState
+    loader: TrainLoader
+    meter: Meter
+    observer: Observer
+    requests: Requests
+    validate: Callable[[], dict[str, float]]
+    save: Callable[[Batch], None]
+
+
+def train(parts: Parts) -> ExitCode:
+    """Train from ``state.step`` to the last step, or until told to stop.
+
+    Raises:
+        DivergedError: the gradient is not finite; the weights are those of the step before.
+    """
+    config, state, meter, observer = parts.config, parts.state, parts.meter, parts.observer
+    batches = iter(parts.loader)
+    while state.step < config.total_steps:
+        step = state.step + 1
+        with meter.waiting():
+            batch = next(batches)
+        losses = accumulate_gradients(parts.state.model, config, batch.tokens, batch.documents, parts.ranks)
+        if is_update_step(config, step):
+            observer.topology_changed(step, *_update_topology(parts, step))
+        lr = learning_rate(config, step)
+        norm = apply_gradients(state.optimizer, state.layers, config, parts.ranks, lr)
+        if not math.isfinite(norm):
+            raise DivergedError(f"step {step}: gradient norm {norm}, losses of the heads {losses.per_head}")
+        state.step, state.tokens = step, state.tokens + losses.targets
+        meter.step(losses.targets)
+        if step % config.observe.log_every_steps == 0 or step == config.total_steps:
+            values = readings.of_step(losses, head_loss=config.train.head_loss, grad_norm=norm, lr=lr)
+            observer.stepped(step, values | meter.read())
+        last = step == config.total_steps
+        if last or _due(step, config.eval.every_steps):
+            with meter.paused():
+                observer.validated(step, parts.validate())
+        decision = parts.requests.decide()
+        if last or decision.save or _due(step, config.checkpoint.save_every_steps):
+            with meter.paused():
+                parts.save(batch)
+            parts.requests.saved()
+        if decision.stop and not last:
+            observer.stopping(step, decision.reason)
+            return ExitCode.STOPPED
+        if step == 1:
+            tighten_timeout(parts.ranks, config.parallel.timeout_seconds)
+    return ExitCode.FINISHED
+
+
+def _update_topology(parts: Parts, step: int) -> tuple[dict[str, float], str]:
+    """Readings of the update and the digest of the new topology."""
+    config, state, ranks = parts.config, parts.state, parts.ranks
+    rate = prune_rate(config, step)
+    changes = update(
+        state.layers,
+        state.layer_tensors(),
+        sparsity=config.sparsity,
+        targets=budgets_at(config, state.shapes, step),
+        prune_rate=rate,
+        seed=config.run.seed,
+        step=step,
+        group=ranks.group,
+    )
+    values = readings.of_update(changes, rate) | readings.of_topology(state.layers)
+    return values, topology_digest(state.layers, ranks.group)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,103 @@
+"""Tells people and files what the loop does. Rank 0 writes; the others only log."""
+
+from __future__ import annotations
+
+from nt_pretrain.observe.log import Console
+from nt_pretrain.observe.meters import Meter
+from nt_pretrain.observe.record import Recorder
+from nt_pretrain.observe.rundir import RunDir, Status
+
+
+class Observer:
+    """Console, metrics, events and status of one run.
+
+    Args:
+        recorder: on rank 0; None elsewhere.
+        density: readings that stand on every log line of a sparse run.
+    """
+
+    def __init__(
+        self,
+        rundir: RunDir,
+        console: Console,
+        recorder: Recorder | None,
+        meter: Meter,
+        *,
+        total_steps: int,
+        density: dict[str, float],
+    ) -> None:
+        self._rundir, self._console, self._recorder, self._meter = rundir, console, recorder, meter
+        self._total_steps = total_steps
+        self._topology = density
+        self._turnover: dict[str, float] = {}
+
+    def started(self, step: int, reason: str) -> None:
+        self._event("start" if step == 0 else "resume", step, reason, {})
+        self._status("running", step, None, reason)
+
+    def stepped(self, step: int, values: dict[str, float]) -> None:
+        """A log step. Turnover is logged once, with the first line after its update."""
+        values = values | self._topology | self._turnover
+        self._turnover = {}
+        if self._recorder is not None:
+            self._recorder.metrics(step, values)
+        self._console.step(step, values, eta_seconds=self._meter.eta_seconds())
+        self._status("running", step, None, f"training, loss {values['train/loss']:.4f}")
+
+    def topology_changed(self, step: int, values: dict[str, float], digest: str) -> None:
+        density = {key: value for key, value in values.items() if key.startswith("sparsity/density")}
+        self._topology = density
+        self._turnover = {key: value for key, value in values.items() if key not in density}
+        reason = f"prune rate {values['sparsity/prune_rate']:.3f}, turnover {values['sparsity/turnover']:.2%}"
+        if self._recorder is not None:
+            self._recorder.event("topology", step, reason, {"digest": digest})
+
+    def validated(self, step: int, values: dict[str, float]) -> None:
+        if self._recorder is not None:
+            self._recorder.metrics(step, values)
+        heads = [key for key in values if key.startswith("validation/perplexity_head_")]
+        text = f"validation at step {step:,}: perplexity {values['validation/perplexity_ensemble']:.2f}"
+        if len(heads) > 1:
+            text += " (heads " + " ".join(f"{values[key]:.2f}" for key in heads) + ")"
+        if "validation/unigram_perplexity" in values:
+            text += f", unigram level {values['validation/unigram_perplexity']:.2f}"
+        self._event("validation", step, text, {}, echo=text)
+
+    def saved(self, step: int, path: str, seconds: float, size: int) -> None:
+        text = f"saved {path} ({size / 1e6:.1f} MB in {seconds:.1f} s)"
+        self._event("checkpoint", step, text, {"path": path, "seconds": seconds, "bytes": size}, echo=text)
+        if self._recorder is not None:
+            self._recorder.flush()
+
+    def warned(self, step: int, text: str) -> None:
+        self._event("warning", step, text, {}, echo=text, level="warning")
+
+    def stopping(self, step: int, reason: str) -> None:
+        self._event("stop", step, reason, {}, echo=f"stopping after step {step:,}: {reason}")
+
+    def ended(self, state: str, step: int, exit_code: int, message: str) -> None:
+        """The last word: status, event, and the recorder is closed."""
+        self._event("end", step, message, {"state": state, "exit_code": exit_code})
+        self._status(state, step, exit_code, message)
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _event(
+        self, kind: str, step: int, reason: str, facts: dict[str, object], *, echo: str = "", level: str = "info"
+    ) -> None:
+        if self._recorder is not None:
+            self._recorder.event(kind, step, reason, facts)
+        if echo:
+            self._console.event(echo, level=level)
+
+    def _status(self, state: str, step: int, exit_code: int | None, message: str) -> None:
+        if self._recorder is None:
+            return
+        status = Status(
+            state=state,  # type: ignore[arg-type]
+            step=step,
+            total_steps=self._total_steps,
+            exit_code=exit_code,
+            message=message,
+        )
+        self._rundir.write_status(status)

@@ -1,0 +1,76 @@
+"""Wishes that reach a run from outside: signals, and the files STOP and SAVE in its run directory.
+
+A signal may reach one rank only, or all of them at different steps. Ranks therefore agree after every step on what to do,
+by one small collective on the CPU.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from nt_pretrain.config.schema import CheckpointSection
+from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.parallel.mesh import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do after this step; ``reason`` is for people."""
+
+    stop: bool
+    save: bool
+    reason: str
+
+
+class Requests:
+    """Collects wishes on this rank, and agrees on them with the others."""
+
+    def __init__(self, rundir: RunDir, checkpoint: CheckpointSection, ranks: Ranks) -> None:
+        self._rundir, self._checkpoint, self._ranks = rundir, checkpoint, ranks
+        self._signal = 0
+        self._last_save = time.monotonic()
+
+    def listen(self) -> None:
+        """From now on SIGTERM, SIGINT and SIGUSR1 stop the run after the step in progress. Repeats change nothing.
+
+        A terminal's Ctrl-C reaches a rank twice, directly and through torchrun, so a second signal is no second wish.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self._received)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def saved(self) -> None:
+        """A checkpoint was written; the minutes count from here."""
+        self._last_save = time.monotonic()
+
+    def decide(self) -> Decision:
+        """Collective: what all ranks do now."""
+        stop_file = save_file = overdue = False
+        if self._ranks.rank == 0:
+            stop_file, save_file = self._rundir.stop.exists(), self._rundir.save.exists()
+            minutes = self._checkpoint.save_every_minutes
+            overdue = minutes > 0 and time.monotonic() - self._last_save > 60 * minutes
+        wishes = torch.tensor([self._signal, stop_file, save_file, overdue], dtype=torch.int64)
+        dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._ranks.control)
+        number, stop_file, save_file, overdue = wishes.tolist()
+        if self._ranks.rank == 0:
+            for path, seen in ((self._rundir.stop, stop_file), (self._rundir.save, save_file)):
+                if seen:
+                    path.unlink(missing_ok=True)
+        if number:
+            return Decision(True, True, f"received {signal.Signals(number).name}")
+        if stop_file:
+            return Decision(True, True, "file STOP found in the run directory")
+        if save_file:
+            return Decision(False, True, "file SAVE found in the run directory")
+        return Decision(False, bool(overdue), f"{self._checkpoint.save_every_minutes:g} minutes since the last one")

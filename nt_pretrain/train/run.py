@@ -1,0 +1,231 @@
+"""The one composition root: builds everything of a run in order, trains, and leaves in order."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid
+from nt_pretrain.checkpoint.save import retain, save
+from nt_pretrain.config.load import load_config, to_yaml
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.loader import Batch, Position, TrainLoader, merge, unigram_counts, validation_batches
+from nt_pretrain.data.tokenizer import load_tokenizer
+from nt_pretrain.eval.validate import unigram_loss, validate
+from nt_pretrain.observe.environment import collect
+from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.observe.log import Console, open_rank_log
+from nt_pretrain.observe.meters import Meter, memory_total_bytes
+from nt_pretrain.observe.record import Recorder
+from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.sparsity.update import topology_digest
+from nt_pretrain.train import readings
+from nt_pretrain.train.loop import DivergedError, Parts, train
+from nt_pretrain.train.observer import Observer
+from nt_pretrain.train.plan import make_plan, render
+from nt_pretrain.train.requests import Requests
+from nt_pretrain.train.state import TrainState, fresh_state, identity
+from nt_pretrain.train.step import split_targets
+
+
+def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
+    """Train the run that ``config`` describes, from its newest checkpoint if it has one.
+
+    Args:
+        command: the command line, for messages that say how to go on.
+
+    Raises:
+        CheckpointError, DataError, DivergedError: with a message for people; the status file says the same.
+    """
+    rundir = RunDir(f"{config.run.dir}/{config.run.name}")
+    rundir.create()
+    open_rank_log(rundir.rank_log(ranks.rank), ranks.rank)
+    plan = make_plan(config, ranks.world)
+    console = Console(
+        ranks.rank,
+        total_steps=config.total_steps,
+        world=ranks.world,
+        device="gpu" if ranks.device.type == "cuda" else "rank",
+        memory_total=memory_total_bytes(ranks.device),
+    )
+    console.plain(render(plan, config))
+    requests = Requests(rundir, config.checkpoint, ranks)
+    requests.listen()
+    state = fresh_state(config, ranks)
+    saved_as = identity(config, load_tokenizer(config.data.tokenizer).sha256)
+    found = newest_valid(rundir.checkpoints, group=ranks.control)
+    position = resume(state, found, config, saved_as, ranks) if found else None
+    recorder = None
+    if ranks.rank == 0:
+        recorder = Recorder(rundir, start_step=state.step, tensorboard=config.observe.tensorboard)
+    meter = Meter(
+        device=ranks.device,
+        world=ranks.world,
+        remaining_steps=config.total_steps - state.step,
+        flops_per_token=plan.flops_per_token_dense,
+        peak=config.observe.peak_tflops,
+        tokens_before=state.tokens,
+        hours_before=state.seconds / 3600,
+    )
+    density = readings.of_topology(state.layers) if state.layers else {}
+    observer = Observer(rundir, console, recorder, meter, total_steps=config.total_steps, density=density)
+    for broken in found.skipped if found else []:
+        observer.warned(state.step, f"checkpoint skipped: {broken}")
+    opening = first_line(rundir, state, found, config)
+    console.event(opening)
+    observer.started(state.step, opening)
+    if ranks.rank == 0:
+        rundir.write_config(to_yaml(config))
+        rundir.write_environment(collect())
+    if state.step >= config.total_steps:
+        observer.ended("finished", state.step, 0, "already finished")
+        console.plain(how_to_go_on(config, command))
+        return ExitCode.FINISHED
+    validation = Validation(config, state, ranks)
+    writer = Writer(config, state, ranks, rundir, observer, saved_as, meter)
+    loader = TrainLoader(config, rank=ranks.rank, world=ranks.world, position=position)
+    parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, writer.write)
+    return _train_to_the_end(parts, command, console)
+
+
+def _train_to_the_end(parts: Parts, command: str, console: Console) -> ExitCode:
+    """Run the loop and record how it ended, whatever happens."""
+    step = parts.config.total_steps
+    try:
+        code = train(parts)
+    except Exception as error:
+        wrong = ExitCode.DIVERGED if isinstance(error, DivergedError) else 1
+        parts.observer.ended("failed", parts.state.step, int(wrong), f"{type(error).__name__}: {error}")
+        raise
+    if code is ExitCode.FINISHED:
+        parts.observer.ended("finished", step, 0, "all steps done")
+        console.plain(how_to_go_on(parts.config, command))
+    else:
+        message = f"saved at step {parts.state.step:,}; the same command goes on from there"
+        parts.observer.ended("stopped", parts.state.step, int(code), message)
+        console.plain(f"{message}:\n  {command}")
+    return code
+
+
+class Validation:
+    """The validation of this run: fixed sequences, and the unigram level they are held against."""
+
+    def __init__(self, config: Config, state: TrainState, ranks: Ranks) -> None:
+        self._config, self._state, self._ranks = config, state, ranks
+        self._unigram: float | None = None
+        if config.eval.unigram_tokens:
+            counts = torch.from_numpy(unigram_counts(config, config.eval.unigram_tokens))
+            self._unigram = unigram_loss(counts, self._batches(), ranks)
+
+    def measure(self) -> dict[str, float]:
+        """Readings named in docs/RUNDIR.md. Collective."""
+        values = validate(self._state.model, self._config, self._batches(), self._ranks)
+        if self._unigram is not None:
+            values["validation/unigram_perplexity"] = math.exp(self._unigram)
+        return values
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in validation_batches(self._config, rank=self._ranks.rank, world=self._ranks.world):
+            yield split_targets(batch.tokens, batch.documents)
+
+
+@dataclass
+class Writer:
+    """Writes checkpoints of this run."""
+
+    config: Config
+    state: TrainState
+    ranks: Ranks
+    rundir: RunDir
+    observer: Observer
+    identity: dict[str, Any]
+    meter: Meter
+
+    def write(self, batch: Batch) -> None:
+        """Save the state after ``batch`` was trained on. Collective."""
+        begin = time.perf_counter()
+        self.state.seconds = self.meter.hours * 3600
+        positions: list[Any] = [None] * self.ranks.world
+        dist.all_gather_object(positions, batch.position_after.to_json(), group=self.ranks.control)
+        position = merge([Position.from_json(each) for each in positions])
+        saved = self.state.facts(self.ranks) | {"position": position.to_json()}
+        path = save(
+            self.rundir.checkpoints,
+            self.state.step,
+            self.state.checkpoint_tensors(),
+            saved,
+            identity=self.identity,
+            group=self.ranks.control,
+        )
+        if self.ranks.rank == 0:
+            retain(self.rundir.checkpoints, self.config.checkpoint.keep)
+            size = sum(file.stat().st_size for file in path.iterdir())
+            self.observer.saved(self.state.step, str(path), time.perf_counter() - begin, size)
+
+
+def resume(
+    state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks
+) -> Position:
+    """Read the checkpoint into ``state``; returns the data position after it.
+
+    Raises:
+        CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
+    """
+    differences = [
+        f"  {section}.{key}: checkpoint {found.identity[section].get(key)!r}, this run {value!r}"
+        for section, here in wanted.items()
+        if isinstance(here, dict)
+        for key, value in here.items()
+        if found.identity[section].get(key) != value
+    ]
+    for key in ("tokenizer", "weights"):
+        if found.identity[key] != wanted[key]:
+            differences.append(f"  {key}: checkpoint {found.identity[key]}, this run {wanted[key]}")
+    if differences:
+        raise CheckpointError(
+            f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
+            "Set these back, or start a new run with another run.name."
+        )
+    load_tensors(found.path, state.checkpoint_tensors())
+    state.restore(found.state, config)
+    digest = topology_digest(state.layers, ranks.group)
+    if digest != found.state["topology_digest"]:
+        raise CheckpointError(f"{found.path}: topology {digest} was read, {found.state['topology_digest']} was saved")
+    return Position.from_json(found.state["position"])
+
+
+def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: Config) -> str:
+    """From where the run starts and which options changed since its last start."""
+    if found is None:
+        return f"starting {rundir.path} from step 0"
+    text = f"resuming {rundir.path} from step {state.step:,} ({found.path.name})"
+    if rundir.config.exists():
+        before, now = load_config(rundir.config, []).model_dump(), config.model_dump()
+        changes = [
+            f"{section}.{key} {before[section].get(key)} -> {value}"
+            for section, fields in now.items()
+            for key, value in fields.items()
+            if before[section].get(key) != value
+        ]
+        text += "; changed since: " + ", ".join(changes) if changes else "; configuration unchanged"
+    return text
+
+
+def how_to_go_on(config: Config, command: str) -> str:
+    """Last words of a finished run."""
+    run = f"{config.run.dir}/{config.run.name}"
+    return (
+        f"{run} is finished: {config.total_steps:,} steps. What next:\n"
+        f"  picture and summary   python launch/report.py {run}\n"
+        f"  curves                tensorboard --logdir {run}/tensorboard\n"
+        f"  train further         {command} train.steps={config.train.steps * 2}"
+    )

@@ -1,0 +1,126 @@
+"""Everything that training changes, and how it is written to and read from a checkpoint.
+
+All randomness of this project is a function of seeds and counters (see :mod:`nt_pretrain.counter_random`), so there is no
+generator state to keep: step, data position, weights, moments and topology say all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.shard import held_part, like_parameter, local, sharded_model
+from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
+from nt_pretrain.sparsity.schedule import overall_density
+from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
+from nt_pretrain.sparsity.update import LayerTensors, draw, topology_digest
+from nt_pretrain.train.optim import Optimizer
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer and topology of this rank, and how far the run has come.
+
+    ``step`` counts finished optimizer steps, ``tokens`` the targets of all ranks, ``seconds`` the time of all attempts.
+    """
+
+    model: MultiHead
+    parameters: dict[str, nn.Parameter]
+    optimizer: Optimizer
+    layers: list[SparseLayer]
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+
+    def layer_tensors(self) -> dict[str, LayerTensors]:
+        """Weight, dense gradient and moments of every sparse layer, as this rank's shards."""
+        tensors = {}
+        for layer in self.layers:
+            parameter = self.parameters[layer.name]
+            assert parameter.grad is not None
+            tensors[layer.name] = LayerTensors(
+                self.optimizer.shards[layer.name].detach(),
+                local(parameter.grad),
+                self.optimizer.first_moment(layer.name),
+                self.optimizer.second_moment(layer.name),
+            )
+        return tensors
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """All tensors of a checkpoint by name, placed like the parameters; they share storage with the live ones."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"model.{name}"] = parameter.detach()
+            tensors[f"first_moment.{name}"] = like_parameter(self.optimizer.first_moment(name), parameter)
+            tensors[f"second_moment.{name}"] = like_parameter(self.optimizer.second_moment(name), parameter)
+        for layer in self.layers:
+            parameter = self.parameters[layer.name]
+            for kind, flags in (("active", layer.active), ("explored", layer.explored)):
+                # One byte a unit. Tables of blocks are the same on every rank and are kept whole.
+                bytes_ = flags.view(torch.uint8)
+                placed = bytes_ if layer.is_replicated else like_parameter(bytes_, parameter)
+                tensors[f"{kind}.{layer.name}"] = placed
+        return tensors
+
+    def facts(self, ranks: Ranks) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors and the data position (JSON)."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "optimizer_steps": self.optimizer.steps_taken(),
+            "active_units": {layer.name: layer.budget.active for layer in self.layers},
+            "topology_digest": topology_digest(self.layers, ranks.group),
+        }
+
+    def restore(self, facts: dict[str, Any], config: Config) -> None:
+        """Counters from :meth:`facts`; tensors were read in place before."""
+        self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
+        self.optimizer.set_steps_taken(facts["optimizer_steps"])
+        for layer in self.layers:
+            active = facts["active_units"][layer.name]
+            layer.budget = LayerBudget(layer.budget.shape, layer.budget.unit, layer.budget.units, active)
+
+
+def budgets_at(config: Config, shapes: dict[str, tuple[int, ...]], step: int) -> dict[str, LayerBudget]:
+    """Budgets that hold after a topology update at ``step`` (0: the first topology); empty for a dense run."""
+    if config.sparsity.density == 1.0:
+        return {}
+    return plan_budgets(shapes, config.sparsity, density=overall_density(config, step))
+
+
+def fresh_state(config: Config, ranks: Ranks) -> TrainState:
+    """Initial weights, first topology, empty optimizer: a function of the configuration, not of the ranks."""
+    model = sharded_model(config, ranks.mesh)
+    parameters = dict(model.named_parameters())
+    optimizer = Optimizer(parameters, config.optim)
+    state = TrainState(model, parameters, optimizer, [])
+    budgets = budgets_at(config, state.shapes, 0)
+    state.layers = [empty_layer(name, budget, held_part(parameters[name])) for name, budget in budgets.items()]
+    draw(state.layers, seed=config.run.seed, group=ranks.group)
+    with torch.no_grad():
+        for layer in state.layers:
+            mask_(optimizer.shards[layer.name], layer.elements(layer.active))
+    return state
+
+
+def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that loads it (JSON)."""
+    sparsity = config.sparsity
+    shape = {"unit": sparsity.unit, "scope": sparsity.scope, "dense": sparsity.density == 1.0}
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "sparsity": shape,
+        "tokenizer": tokenizer_sha256,
+        "weights": "bf16" if config.train.precision == "pure_bf16" else "fp32",
+    }
