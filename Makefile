@@ -11,6 +11,7 @@ PROCESSES ?= 2
 # DEMO_ARGS: options for the run, such as DEMO_ARGS="train.steps=1000". RUN: name of the run, to keep several.
 DEMO_ARGS ?=
 RUN       ?= demo
+AGAIN     := make demo$(if $(filter-out demo,$(RUN)), RUN=$(RUN))
 
 .PHONY: demo install test lint format
 .DELETE_ON_ERROR:
@@ -44,7 +45,7 @@ demo: .venv/.installed tokenizers/kjv.model
 	@trap : INT TERM; begin=$$(date +%s); \
 	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) launch/pretrain.py configs/demo.yaml \
 	  $(if $(filter-out demo,$(RUN)),run.name=$(RUN)) $(DEMO_ARGS) \
-	|| { echo; $(BIN)/python launch/report.py runs/$(RUN) --status --since $$begin --again "make demo"; exit; }
+	|| { echo; $(BIN)/python launch/report.py runs/$(RUN) --status --since $$begin --again "$(AGAIN)"; exit; }
 	@$(BIN)/python launch/report.py runs/$(RUN)
 
 test: .venv/.installed
