@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,8 +20,8 @@ from torch import Tensor
 from nt_pretrain.counter_random import CHUNK
 
 _BINS = 2048
-_SCORE_DIGITS = ((20, 0x7FF), (10, 0x3FF), (0, 0x3FF))
-_TIE_DIGITS = ((21, 0x7FF), (10, 0x7FF), (0, 0x3FF))
+_SCORE_SHIFTS = ((20, 0x7FF), (10, 0x3FF), (0, 0x3FF))
+_TIE_SHIFTS = ((21, 0x7FF), (10, 0x7FF), (0, 0x3FF))
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Pool:
 
     Attributes:
         name: layer, for messages.
-        bits: [n] int32, scores that sort as integers; -1 is no candidate.
+        codes: [n] int32, scores that sort as integers; 0 is no candidate (:mod:`nt_pretrain.sparsity.scores`).
         tie_breaker: positions [m] int64 to distinct numbers below 2**32 [m] int64, a function of the global unit.
         wanted: how many to select over all ranks.
     """
 
     name: str
-    bits: Tensor
+    codes: Tensor
     tie_breaker: Callable[[Tensor], Tensor]
     wanted: int
 
@@ -45,34 +46,38 @@ class _Search:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.chosen = torch.zeros(pool.bits.numel(), dtype=torch.bool, device=pool.bits.device)
-        self.open: Tensor | None = None  # positions still undecided; None: all of them, before the first pass
+        self.chosen = torch.zeros(pool.codes.numel(), dtype=torch.bool, device=pool.codes.device)
         self.wanted = pool.wanted
         self.done = False
-        self.ties: Tensor | None = None
-
-    def digits(self, level: int) -> Tensor:
-        """Digit of each undecided candidate at ``level``."""
-        assert self.open is not None
-        if level < len(_SCORE_DIGITS):
-            shift, mask = _SCORE_DIGITS[level]
-            return (self.pool.bits[self.open] >> shift) & mask
-        if self.ties is None:
-            self.ties = self.pool.tie_breaker(self.open)
-        shift, mask = _TIE_DIGITS[level - len(_SCORE_DIGITS)]
-        return (self.ties >> shift) & mask
+        self.open: Tensor | None = None  # positions still undecided; None: all of them, before the first pass
+        self.digits: Tensor | None = None  # digit of each open position at the present level
+        self.ties = torch.empty(0, dtype=torch.int64, device=pool.codes.device)  # their tie breakers, once needed
 
     def histogram(self, level: int) -> Tensor:
-        """[2048] int64 counts of the undecided candidates by digit."""
+        """[2048] int64 counts of the undecided candidates by their digit at ``level``."""
         if self.done:
-            return torch.zeros(_BINS, dtype=torch.int64, device=self.pool.bits.device)
-        if self.open is not None:
-            return torch.bincount(self.digits(level), minlength=_BINS)
-        counts = torch.zeros(_BINS + 1, dtype=torch.int64, device=self.pool.bits.device)
-        for part in self.pool.bits.split(CHUNK):
-            # -1 >> 20 is -1: bin 0 after the shift by one collects what is no candidate.
-            counts += torch.bincount((part >> 20) + 1, minlength=_BINS + 1)
-        return counts[1:]
+            return torch.zeros(_BINS, dtype=torch.int64, device=self.pool.codes.device)
+        if self.open is None:
+            return self._first_histogram()
+        if level == len(_SCORE_SHIFTS):
+            self.ties = self.pool.tie_breaker(self.open)
+        if level < len(_SCORE_SHIFTS):
+            shift, mask = _SCORE_SHIFTS[level]
+            self.digits = (self.pool.codes.index_select(0, self.open) >> shift) & mask
+        else:
+            shift, mask = _TIE_SHIFTS[level - len(_SCORE_SHIFTS)]
+            self.digits = (self.ties >> shift) & mask
+        return torch.bincount(self.digits, minlength=_BINS)
+
+    def _first_histogram(self) -> Tensor:
+        counts = torch.zeros(_BINS, dtype=torch.int64, device=self.pool.codes.device)
+        candidates = 0
+        for part in self.pool.codes.split(CHUNK):
+            counts += torch.bincount(part >> _SCORE_SHIFTS[0][0], minlength=_BINS)
+            candidates += int(torch.count_nonzero(part))
+        # Code 0, no candidate, fell into bin 0 with the smallest scores.
+        counts[0] = candidates - counts[1:].sum()
+        return counts
 
     def narrow(self, level: int, counts: Tensor) -> None:
         """Take the bins above the one that holds the last wanted candidate, keep that one open."""
@@ -85,20 +90,42 @@ class _Search:
             self.done = True
             return
         from_top = counts.flip(0).cumsum(0).flip(0)
-        boundary = int((from_top >= self.wanted).sum()) - 1
+        boundary = int(torch.count_nonzero(from_top >= self.wanted)) - 1
         above = int(from_top[boundary + 1]) if boundary + 1 < _BINS else 0
-        whole = int(from_top[boundary]) == self.wanted
+        self.done = int(from_top[boundary]) == self.wanted
         if self.open is None:
-            digit = self.pool.bits >> 20
-            torch.ge(digit, boundary if whole else boundary + 1, out=self.chosen)
-            undecided = digit.eq_(boundary).nonzero().view(-1) if not whole else None
+            self.open = self._first_narrowing(boundary)
         else:
-            digit = self.digits(level)
-            self.chosen[self.open[digit >= boundary if whole else digit > boundary]] = True
-            keep = digit == boundary
-            undecided = self.open[keep] if not whole else None
-            self.ties = self.ties[keep] if self.ties is not None else None
-        self.open, self.wanted, self.done = undecided, self.wanted - above, whole
+            assert self.digits is not None
+            taken = _true_positions(self.digits >= boundary if self.done else self.digits > boundary)
+            self.chosen.index_fill_(0, self.open.index_select(0, taken), True)
+            keep = _true_positions(self.digits == boundary)
+            self.open = self.open.index_select(0, keep)
+            if level >= len(_SCORE_SHIFTS):
+                self.ties = self.ties.index_select(0, keep)
+        self.wanted -= above
+
+    def _first_narrowing(self, boundary: int) -> Tensor:
+        """Positions in bin ``boundary``; those above it (with it, when it is wanted whole) are chosen."""
+        shift = _SCORE_SHIFTS[0][0]
+        lowest, next_bin = max(1, boundary << shift), (boundary + 1) << shift
+        undecided = []
+        for start in range(0, self.chosen.numel(), CHUNK):
+            part, chosen = self.pool.codes[start : start + CHUNK], self.chosen[start : start + CHUNK]
+            reached = part >= lowest
+            if self.done:
+                chosen.copy_(reached)
+            elif next_bin < 1 << 31:
+                torch.ge(part, next_bin, out=chosen)
+                undecided.append(_true_positions(reached ^ chosen) + start)
+            else:
+                undecided.append(_true_positions(reached) + start)
+        return torch.cat(undecided) if undecided else torch.empty(0, dtype=torch.int64, device=self.chosen.device)
+
+
+def _true_positions(flags: Tensor) -> Tensor:
+    # numpy skips empty words: measured two to three times faster than torch's nonzero on CPU.
+    return torch.from_numpy(np.flatnonzero(flags.numpy())) if flags.device.type == "cpu" else flags.nonzero().view(-1)
 
 
 def select_largest(pools: list[Pool], group: dist.ProcessGroup | None) -> list[Tensor]:
@@ -115,7 +142,7 @@ def select_largest(pools: list[Pool], group: dist.ProcessGroup | None) -> list[T
         ValueError: a layer has fewer candidates than wanted.
     """
     searches = [_Search(pool) for pool in pools]
-    for level in range(len(_SCORE_DIGITS) + len(_TIE_DIGITS)):
+    for level in range(len(_SCORE_SHIFTS) + len(_TIE_SHIFTS)):
         if all(search.done for search in searches):
             break
         counts = torch.stack([search.histogram(level) for search in searches])

@@ -23,7 +23,7 @@ from nt_pretrain.counter_random import key_of
 from nt_pretrain.parallel.collectives import exact_sums, fixed_point_scales, sum_integers
 from nt_pretrain.parallel.select import Pool, select_largest
 from nt_pretrain.sparsity.budget import LayerBudget
-from nt_pretrain.sparsity.scores import exclude, magnitude_bits, soft_magnitude_bits
+from nt_pretrain.sparsity.scores import code, magnitude_codes, soft_magnitude_codes
 from nt_pretrain.sparsity.topology import SparseLayer, digest, mask_
 
 
@@ -52,8 +52,9 @@ def draw(layers: list[SparseLayer], *, seed: int, group: dist.ProcessGroup | Non
     """Draw the first topology: of each layer its budget's number of units, uniformly, a function of (seed, name)."""
     pools = []
     for layer in layers:
-        bits = layer.random_bits(seed, "first topology")
-        pools.append(_pool(layer, bits, layer.budget.active, (seed, "first topology tie")))
+        anything = torch.ones_like(layer.active)
+        codes = code(layer.random_bits(seed, "first topology"), anything)
+        pools.append(_pool(layer, codes, layer.budget.active, (seed, "first topology tie")))
     for layer, chosen in zip(layers, _select(layers, pools, group), strict=True):
         layer.active.copy_(chosen)
         layer.explored.copy_(chosen)
@@ -124,10 +125,10 @@ def _drop(
         if sparsity.just_dropped == "exclude":
             drop = min(drop, max(layer.budget.units - target, active - target))
         if sparsity.drop == "soft_magnitude":
-            bits = soft_magnitude_bits(layer, value, temperature=sparsity.temperature, key=(*key, "drop"))
+            codes = soft_magnitude_codes(layer, value, temperature=sparsity.temperature, key=(*key, "drop"))
         else:
-            bits = magnitude_bits(value, layer.active)
-        pools.append(_pool(layer, bits, active - drop, (*key, "drop tie")))
+            codes = magnitude_codes(value, layer.active)
+        pools.append(_pool(layer, codes, active - drop, (*key, "drop tie")))
     return _select(layers, pools, group)
 
 
@@ -150,13 +151,13 @@ def _grow(
         which = "gradient" if sparsity.grow == "gradient" else "first_moment"
         values = unit_values(layers, [getattr(tensors[layer.name], which) for layer in layers], group)
         pools = [
-            _pool(layer, magnitude_bits(value, ~shut), n - m, (*key, "grow tie"))
+            _pool(layer, magnitude_codes(value, ~shut), n - m, (*key, "grow tie"))
             for layer, value, shut, n, m in zip(layers, values, closed, wanted, by_chance, strict=True)
         ]
         grown = _select(layers, pools, group)
     if any(by_chance):
         pools = [
-            _pool(layer, exclude(layer.random_bits(*key, "grow"), ~(shut | new)), m, (*key, "grow random tie"))
+            _pool(layer, code(layer.random_bits(*key, "grow"), ~(shut | new)), m, (*key, "grow random tie"))
             for layer, shut, new, m in zip(layers, closed, grown, by_chance, strict=True)
         ]
         grown = [new | more for new, more in zip(grown, _select(layers, pools, group), strict=True)]
@@ -188,7 +189,7 @@ def _settle(
     # A zero second moment makes the first steps of a grown weight up to nine times those of its neighbours.
     seconds = [tensors[layer.name].second_moment for layer in layers]
     sums = exact_sums(seconds, [x.budget.units * x.unit**2 for x in layers], group)
-    counts = sum_integers([int(keep.sum()) for keep in survivors], group, _device(layers))
+    counts = sum_integers([int(torch.count_nonzero(keep)) for keep in survivors], group, _device(layers))
     for layer, keep, second, total, count in zip(layers, survivors, seconds, sums, counts, strict=True):
         fresh = layer.elements(layer.active) & ~keep
         second.view(-1).masked_fill_(fresh, total / max(count, 1))
@@ -223,9 +224,9 @@ def unit_values(layers: list[SparseLayer], tensors: list[Tensor], group: dist.Pr
     return values
 
 
-def _pool(layer: SparseLayer, bits: Tensor, wanted: int, key: tuple[object, ...]) -> Pool:
+def _pool(layer: SparseLayer, codes: Tensor, wanted: int, key: tuple[object, ...]) -> Pool:
     tie_key = key_of(*key, layer.name)
-    return Pool(layer.name, bits, lambda positions: layer.tie_breaker(positions, tie_key), wanted)
+    return Pool(layer.name, codes, lambda positions: layer.tie_breaker(positions, tie_key), wanted)
 
 
 def _select(layers: list[SparseLayer], pools: list[Pool], group: dist.ProcessGroup | None) -> list[Tensor]:
@@ -241,7 +242,7 @@ def _select(layers: list[SparseLayer], pools: list[Pool], group: dist.ProcessGro
 
 def _counts(layers: list[SparseLayer], flags: list[Tensor], group: dist.ProcessGroup | None) -> list[int]:
     """Number of set flags of each layer over all ranks."""
-    local = [int(flag.sum()) for flag in flags]
+    local = [int(torch.count_nonzero(flag)) for flag in flags]
     if not layers:
         return []
     summed = sum_integers(local, group, _device(layers))
