@@ -22,16 +22,18 @@ def fixed_point_scales(
 ) -> list[float]:
     """For each tensor the power of two by which ``|x|**power`` may be multiplied so that ``terms`` of them fit an int64.
 
-    The scale comes from the largest magnitude over all ranks, hence is the same everywhere.
+    The scale comes from the largest magnitude over all ranks, hence is the same everywhere; nan where a value is not
+    finite.
     """
     largest = [t.abs().max().double() if t.numel() else torch.zeros((), dtype=torch.float64) for t in tensors]
-    table = torch.stack([value.to(tensors[0].device) for value in largest])
+    # A maximum over ranks may lose a nan, but not an infinity.
+    table = torch.stack([value.to(tensors[0].device) for value in largest]).nan_to_num(nan=math.inf, posinf=math.inf)
     if group is not None and dist.get_world_size(group) > 1:
         dist.all_reduce(table, op=dist.ReduceOp.MAX, group=group)
     scales = []
     for value, count in zip(table.tolist(), terms, strict=True):
         if value == 0.0 or not math.isfinite(value):
-            scales.append(1.0)
+            scales.append(1.0 if value == 0.0 else math.nan)
             continue
         exponent = math.frexp(value)[1] * power
         scales.append(2.0 ** (61 - math.ceil(math.log2(max(count, 1))) - exponent))
@@ -44,7 +46,7 @@ def exact_sums(
     """For each tensor the sum over all its elements on all ranks of ``|x|**power`` (1 or 2).
 
     Values are turned into 64-bit fixed point before they are added, so the result is the same bits for every sharding;
-    what is lost lies 2**-45 or more below the largest element.
+    what is lost lies 2**-45 or more below the largest element. The sum is nan where an element is not finite.
 
     Args:
         tensors: this rank's parts.
@@ -63,4 +65,5 @@ def exact_sums(
     table = torch.stack(sums)
     if group is not None and dist.get_world_size(group) > 1:
         dist.all_reduce(table, group=group)
+    # A scale of nan turns the meaningless integers of values that are not finite into nan.
     return [value / scale for value, scale in zip(table.tolist(), scales, strict=True)]

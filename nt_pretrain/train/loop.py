@@ -44,7 +44,7 @@ def train(parts: Parts) -> ExitCode:
     """Train from ``state.step`` to the last step, or until told to stop.
 
     Raises:
-        DivergedError: the gradient is not finite; the weights are those of the step before.
+        DivergedError: the gradient is not finite; nothing of this step is saved.
     """
     config, state, meter, observer = parts.config, parts.state, parts.meter, parts.observer
     batches = iter(parts.loader)

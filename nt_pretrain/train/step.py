@@ -104,7 +104,7 @@ def apply_gradients(
 ) -> float:
     """Mask, clip, step; returns the norm of the active gradient before clipping.
 
-    A norm that is not finite is returned without a step: the weights stay as they were.
+    A norm that is not finite is returned without a step.
     """
     gradients = optimizer.gradients()
     warm = config.sparsity.grown_moments == "warm"
