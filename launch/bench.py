@@ -55,7 +55,7 @@ def our_config(model: str, precision: str, *, heads: int, density: float) -> Con
             attention_heads=attention_heads, heads=heads, blocks_in_head=blocks if heads > 1 else 0,
         ),
         sparsity=SparsitySection(density=density),
-        train=TrainSection(global_batch=SEQUENCES, micro_batch=SEQUENCES, precision=precision),  # type: ignore[arg-type]
+        train=TrainSection(global_batch=SEQUENCES, micro_batch=SEQUENCES, precision=precision),
         optim=OptimSection(clip=1.0),
     )  # fmt: skip
 

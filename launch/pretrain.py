@@ -1,7 +1,7 @@
 """Pretrain an ensemble: torchrun launch/pretrain.py CONFIG.yaml [section.key=value ...] [--dry-run [--world N]]
 
-The same command resumes. Exit codes are listed in docs/RUNDIR.md; torchrun itself turns every code but 0 into 1, the real
-one stands in status.json of the run directory.
+The same command resumes. Exit codes are listed in docs/RUNDIR.md; torchrun itself turns every code but 0 into 1, the
+real one stands in status.json of the run directory.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ from nt_pretrain.train.run import run
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file of the run, e.g. configs/demo.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and every derived number, and exit")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved run and every derived number, and exit"
+    )
     parser.add_argument("--world", type=int, help="with --dry-run: number of ranks to plan for")
     return parser.parse_args(arguments)
 

@@ -1,11 +1,12 @@
 """Random numbers that are functions of a key and an index, never of who else has drawn.
 
 Initial weights, first topologies, tie-breaks and stochastic drops must come out the same on every world size and
-sharding. A generator with hidden state cannot give that; a hash of (key, global index) can: each rank evaluates it at the
-indices it holds. Only integer arithmetic and correctly typed elementwise functions are used, so a value does not depend
-on how many neighbours are computed with it.
+sharding. A generator with hidden state cannot give that; a hash of (key, global index) can: each rank evaluates it at
+the indices it holds. Only integer arithmetic and correctly typed elementwise functions are used, so a value does not
+depend on how many neighbours are computed with it.
 
-Sources: splitmix64 (Steele, Lea, Flood, OOPSLA 2014) as the 64-bit finaliser, the murmur3 finaliser (Appleby) for 32 bits.
+Sources: splitmix64 (Steele, Lea, Flood, OOPSLA 2014) as the 64-bit finaliser, the murmur3 finaliser (Appleby) for 32
+bits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 16
-"""Elements worked on at once: temporaries then stay in the core's cache (measured 3 to 5 times faster than whole rows)."""
+"""Elements worked on at once: temporaries then stay in the core's cache (measured 3 to 5 times faster than whole
+rows).
+"""
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_A = 0xBF58476D1CE4E5B9 - (1 << 64)

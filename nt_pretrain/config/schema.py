@@ -1,7 +1,8 @@
 """Every option of a run: its name, unit, default, allowed values and meaning.
 
-One YAML file holds one run; its sections are the fields of :class:`Config`. Nothing else is configurable: no environment
-variable, no file that includes another. Checks that need more than one field stand in :mod:`nt_pretrain.config.checks`.
+One YAML file holds one run; its sections are the fields of :class:`Config`. Nothing else is configurable: no
+environment variable, no file that includes another. Checks that need more than one field stand in
+:mod:`nt_pretrain.config.checks`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class RunSection(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="Name of the run; its folder is DIR/NAME.")
     dir: str = Field("runs", description="Folder that holds the run folders.")
     seed: NonNegative = Field(0, description="Seed of initial weights, topologies, data order and drops.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the ranks; auto takes CUDA where present.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the ranks; auto: CUDA where present.")
     threads_per_rank: NonNegative = Field(
         0, description="CPU threads of a rank; 0: cores divided by local ranks (1 with parallel.deterministic_reduce)."
     )
@@ -38,10 +39,10 @@ class ModelSection(Section):
     intermediate: Positive = Field(2048, description="Width of the SwiGLU feed-forward layer.")
     layers: Positive = Field(12, description="Blocks on the path of one head: trunk blocks plus blocks_in_head.")
     attention_heads: Positive = Field(12, description="Attention heads of a block; must divide hidden.")
-    kv_heads: Positive | None = Field(None, description="Key/value heads (grouped-query attention); default attention_heads.")
+    kv_heads: Positive | None = Field(None, description="Key/value heads (grouped-query); default attention_heads.")
     heads: Positive = Field(1, description="M, the heads of the ensemble. 1 is an ordinary single model.")
     blocks_in_head: NonNegative = Field(
-        0, description="Blocks each head owns. 0: norm and output only; equal to layers: a deep ensemble, embeddings too."
+        0, description="Blocks each head owns. 0: norm and output only; all layers: a deep ensemble, embeddings too."
     )
     rope_base: Annotated[float, Field(gt=0)] = Field(10000.0, description="Base of the rotary position embedding.")
     norm_eps: Annotated[float, Field(gt=0)] = Field(1e-6, description="Epsilon of RMSNorm.")
@@ -57,7 +58,7 @@ class SparsitySection(Section):
     density: Density = Field(1.0, description="Share of active units over all sparse layers. 1: dense, no topology.")
     distribution: Literal["erk", "uniform"] = Field("erk", description="How the budget is spread over layers.")
     scope: Literal["all", "heads", "no_vocab"] = Field(
-        "all", description="Layers that are sparse: every matrix; those of the heads; all but embedding and output layers."
+        "all", description="Sparse layers: every matrix; those of the heads; all but embedding and output layers."
     )
     group_density: dict[Literal["embedding", "attention", "ffn", "output"], Density] = Field(
         default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget."
@@ -80,8 +81,8 @@ class SparsitySection(Section):
     density_start: Density = Field(0.999, description="Density at step 0 unless density_schedule is constant.")
     grown_moments: Literal["mean", "zero", "warm"] = Field(
         "mean",
-        description="Adam's second moment of a grown unit: mean of the layer's active ones; zero; or warm, moments that "
-        "integrated the dense gradient all along (what the authors' code does).",
+        description="Adam's second moment of a grown unit: mean of the layer's active ones; zero; or warm: moments "
+        "that integrated the dense gradient all along (what the authors' code does).",
     )
     just_dropped: Literal["keep", "zero", "exclude"] = Field(
         "keep",
@@ -113,8 +114,8 @@ class TrainSection(Section):
     micro_batch: Positive = Field(4, description="Sequences per rank and forward pass.")
     precision: Literal["fp32", "bf16", "pure_bf16"] = Field(
         "fp32",
-        description="fp32; bf16: compute in bf16 with fp32 master weights, moments and reduction; pure_bf16: weights and "
-        "moments in bf16 too (parity with the authors; Adam's second moment then hardly decays).",
+        description="fp32; bf16: compute in bf16 with fp32 master weights, moments and reduction; pure_bf16: weights "
+        "and moments in bf16 too (parity with the authors; Adam's second moment then hardly decays).",
     )
     head_loss: Literal["sum", "mean"] = Field("mean", description="Training loss: sum or mean of the heads' losses.")
     loss_chunk: Positive = Field(1024, description="Tokens whose logits exist at once in the loss.")
@@ -124,27 +125,34 @@ class ParallelSection(Section):
     reshard_after_forward: bool = Field(True, description="Free gathered block weights after the forward pass.")
     deterministic_reduce: bool = Field(
         False,
-        description="Reduce gradients so that the run is bit-identical at every world size (fp64 reduction).",
+        description="Bit-identical runs at every world size (gradients are reduced in fp64).",
     )
     timeout_seconds: Positive = Field(120, description="A collective that takes longer ends the run.")
     first_timeout_seconds: Positive = Field(600, description="The same until the first step is done.")
 
 
 class DataSection(Section):
-    path: str = Field("data/text", description="Folder of a prepared corpus: train/ and validation/ shards and manifests.")
+    path: str = Field(
+        "data/text", description="Folder of a prepared corpus: train/ and validation/ shards and manifests."
+    )
     tokenizer: str = Field("tokenizers/text.model", description="SentencePiece model.")
     sequence_length: Positive = Field(256, description="Tokens of a training sequence.")
     packing: Literal["pack", "truncate"] = Field(
-        "pack", description="Pack documents into full sequences; or one document per sequence, cut and padded (the paper)."
+        "pack",
+        description="Pack documents into full sequences; or one document per sequence, cut and padded (the paper).",
     )
-    lanes: NonNegative = Field(0, description="Parallel streams the order is cut into; 0: the largest divisor <= 64 of the batch.")
+    lanes: NonNegative = Field(
+        0, description="Parallel streams the order is cut into; 0: the largest divisor <= 64 of the batch."
+    )
     window: Positive = Field(4096, description="Documents permuted together inside a lane.")
     workers: NonNegative = Field(1, description="Reader processes per rank; 0 reads in the training process.")
     prefetch_batches: Positive = Field(4, description="Batches a reader process keeps ready.")
 
 
 class CheckpointSection(Section):
-    save_every_steps: NonNegative = Field(500, description="Steps between checkpoints; 0: only at the end and on signals.")
+    save_every_steps: NonNegative = Field(
+        500, description="Steps between checkpoints; 0: only at the end and on signals."
+    )
     save_every_minutes: Annotated[float, Field(ge=0)] = Field(30.0, description="Minutes between checkpoints; 0: off.")
     keep: Positive = Field(2, description="Newest checkpoints kept.")
 
@@ -157,7 +165,9 @@ class EvalSection(Section):
         "probability", description="Prediction of the ensemble that is headlined: mean of probabilities or of logits."
     )
     unigram_tokens: NonNegative = Field(1_000_000, description="Training tokens counted for the unigram level; 0: off.")
-    authors_divisor: bool = Field(False, description="Parity: also report perplexity with the authors' (batches + 1) divisor.")
+    authors_divisor: bool = Field(
+        False, description="Parity: also report perplexity with the authors' (batches + 1) divisor."
+    )
 
 
 class ObserveSection(Section):

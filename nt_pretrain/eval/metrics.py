@@ -1,7 +1,7 @@
 """Sums from which the loss of each head and of the ensemble follow, exactly, in whatever pieces tokens arrive.
 
-All values are sums over tokens in float64, so ranks and batches are combined by addition: no mean of means, nothing that
-depends on the batch size.
+All values are sums over tokens in float64, so ranks and batches are combined by addition: no mean of means, nothing
+that depends on the batch size.
 """
 
 from __future__ import annotations

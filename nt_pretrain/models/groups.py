@@ -18,11 +18,9 @@ def group_of(name: str) -> Group:
     layer = name.removesuffix(".weight").split(".")
     if layer[-1].endswith("norm"):
         return "norm"
-    for group in ("attention", "ffn"):
-        if group in layer:
-            return group  # type: ignore[return-value]
-    if layer[-1] in ("embedding", "output"):
-        return layer[-1]  # type: ignore[return-value]
+    for group in GROUPS:
+        if group in (layer[-1], layer[-2] if len(layer) > 1 else ""):
+            return group
     raise ValueError(f"parameter {name!r} belongs to no known group; known: {', '.join(GROUPS)}")
 
 

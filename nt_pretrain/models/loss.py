@@ -1,12 +1,12 @@
 """Cross-entropy of a linear output layer without the full logits.
 
-The fp32 logits of a head, [tokens, vocabulary], are the largest tensor of a small model. They are made a chunk of tokens
-at a time; the gradient of the chunk's logits is formed in place at once and folded into the gradients of the hidden
-states and the weight, so that no logits survive the forward pass and nothing is computed twice.
+The fp32 logits of a head, [tokens, vocabulary], are the largest tensor of a small model. They are made a chunk of
+tokens at a time; the gradient of the chunk's logits is formed in place at once and folded into the gradients of the
+hidden states and the weight, so that no logits survive the forward pass and nothing is computed twice.
 
 torch 2.13 has ``F.linear_cross_entropy`` with chunking. On CPU it took 2 to 5 times as long as this function at a
-vocabulary of 32,000, and in bf16 it accumulates the sum of the losses in bf16 (8.88 instead of 10.40 at 1,024 tokens), so
-it is not used; ``docs/PERFORMANCE.md`` has the figures.
+vocabulary of 32,000, and in bf16 it accumulates the sum of the losses in bf16 (8.88 instead of 10.40 at 1,024 tokens),
+so it is not used; ``docs/PERFORMANCE.md`` has the figures.
 """
 
 from __future__ import annotations
@@ -71,4 +71,4 @@ def linear_cross_entropy_sum(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Te
         fp32 scalar. Differentiable once with respect to hidden states and weight.
     """
     # An explicit custom function may not see tensors that need no gradient (evaluation): it then stores nothing.
-    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, targets_N, chunk)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, targets_N, chunk)

@@ -1,8 +1,8 @@
 """One trunk, M heads: how a LLaMA is cut into an ensemble.
 
-NeuroTrails (arXiv 2505.17909): the embedding and the first ``layers - blocks_in_head`` blocks are shared, each head owns
-the remaining blocks, its final norm and its output layer. Heads have full width. With ``blocks_in_head = layers`` nothing
-is shared, embeddings included: a deep ensemble. With one head it is an ordinary model.
+NeuroTrails (arXiv 2505.17909): the embedding and the first ``layers - blocks_in_head`` blocks are shared, each head
+owns the remaining blocks, its final norm and its output layer. Heads have full width. With ``blocks_in_head = layers``
+nothing is shared, embeddings included: a deep ensemble. With one head it is an ordinary model.
 
 Trunk and heads are separate modules that are called one after the other, since the step runs a head's backward before
 the next head's forward (see :mod:`nt_pretrain.train.step`).
@@ -56,7 +56,7 @@ class Head(nn.Module):
         for _ in range(self.norm_passes):
             x = self.norm(x)
         if targets_BT is None:
-            return self.output(x)  # type: ignore[no-any-return]
+            return self.output(x)
         hidden_NH = x.reshape(-1, x.shape[-1])
         return linear_cross_entropy_sum(hidden_NH, self.output.weight, targets_BT.reshape(-1), chunk=loss_chunk)
 

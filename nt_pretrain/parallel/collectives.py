@@ -20,7 +20,8 @@ def sum_integers(values: list[int], group: dist.ProcessGroup | None, device: tor
 def fixed_point_scales(
     tensors: list[Tensor], terms: list[int], power: int, group: dist.ProcessGroup | None
 ) -> list[float]:
-    """For each tensor the power of two by which ``|x|**power`` may be multiplied so that ``terms`` of them fit an int64.
+    """For each tensor the power of two by which ``|x|**power`` may be multiplied so that ``terms`` of them fit an
+    int64.
 
     The scale comes from the largest magnitude over all ranks, hence is the same everywhere; nan where a value is not
     finite.

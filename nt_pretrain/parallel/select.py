@@ -1,10 +1,10 @@
 """The exact k largest of scores that lie on many ranks, for all layers at once, by radix selection.
 
-Each rank counts its scores by their leading bits; one all-reduce adds the counts of all layers; the bin in which the k-th
-largest lies is opened and counted by its next bits, and so on. Ties in all 31 score bits are opened by a number that is
-distinct for every unit, so counts are exact even when all scores are equal. Only integers are added, hence the result
-does not depend on the number of ranks, the sharding or the order of a reduction. Nothing but counts travels: 8 KB a layer
-and pass, at most six passes.
+Each rank counts its scores by their leading bits; one all-reduce adds the counts of all layers; the bin in which the
+k-th largest lies is opened and counted by its next bits, and so on. Ties in all 31 score bits are opened by a number
+that is distinct for every unit, so counts are exact even when all scores are equal. Only integers are added, hence the
+result does not depend on the number of ranks, the sharding or the order of a reduction. Nothing but counts travels: 8
+KB a layer and pass, at most six passes.
 """
 
 from __future__ import annotations

@@ -7,14 +7,14 @@ roots of their own, because the step calls them one by one.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.init import initial_values
-from nt_pretrain.models.multihead import MultiHead, build
+from nt_pretrain.models.multihead import Head, MultiHead, Trunk, build
 from nt_pretrain.sparsity.topology import Held
 
 
@@ -44,16 +44,17 @@ def sharded_model(config: Config, mesh: DeviceMesh) -> MultiHead:
     return model
 
 
-def roots(model: MultiHead) -> list[nn.Module]:
+def roots(model: MultiHead) -> list[Trunk | Head]:
     """Trunk (if there is one) and heads: the modules that are called from outside."""
-    return [*([model.trunk] if model.trunk is not None else []), *model.heads]
+    heads = [head for head in model.heads if isinstance(head, Head)]
+    return [*([model.trunk] if model.trunk is not None else []), *heads]
 
 
 def precision_policy(config: Config) -> MixedPrecisionPolicy:
     """Compute and reduction dtypes of ``train.precision`` and ``parallel.deterministic_reduce``.
 
-    Sums of fp32 gradients of equal micro-batches are exact in fp64 for all practical purposes, hence do not depend on how
-    many ranks they are spread over.
+    Sums of fp32 gradients of equal micro-batches are exact in fp64 for all practical purposes, hence do not depend on
+    how many ranks they are spread over.
     """
     compute = None if config.train.precision == "fp32" else torch.bfloat16
     reduce = torch.float64 if config.parallel.deterministic_reduce else torch.float32
@@ -78,8 +79,8 @@ def local(tensor: Tensor) -> Tensor:
 def held_part(parameter: Tensor) -> Held:
     """Which rows and columns of ``parameter``, seen as a matrix [first dimension, the rest], this rank holds.
 
-    Rows and columns are numbered by two thin tensors that are distributed exactly like the parameter, which is right for
-    every placement (uneven, strided) and needs no communication.
+    Rows and columns are numbered by two thin tensors that are distributed exactly like the parameter, which is right
+    for every placement (uneven, strided) and needs no communication.
     """
     rows_total, columns_total = parameter.shape[0], parameter.numel() // parameter.shape[0]
     if not isinstance(parameter, DTensor):

@@ -1,8 +1,8 @@
 """How many units each layer keeps: exact integers, from shapes and a density alone.
 
-Erdos-Renyi-Kernel allocation (Mocanu et al. 2018, Evci et al. 2020 "RigL"): a layer of shape s with N = product(s) elements
-gets density proportional to sum(s) / N; layers that would exceed 1 are dense, and their surplus is spread over the rest.
-NeuroTrails (arXiv 2505.17909) applies it to every matrix of the whole multi-head model at once.
+Erdos-Renyi-Kernel allocation (Mocanu et al. 2018, Evci et al. 2020 "RigL"): a layer of shape s with N = product(s)
+elements gets density proportional to sum(s) / N; layers that would exceed 1 are dense, and their surplus is spread
+over the rest. NeuroTrails (arXiv 2505.17909) applies it to every matrix of the whole multi-head model at once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def plan_budgets(
     density = sparsity.density if density is None else density
     names = sparse_names(shapes, sparsity.scope)
     sizes = {name: math.prod(shapes[name]) for name in names}
-    fixed = {name: sparsity.group_density[group] for name in names if (group := group_of(name)) in sparsity.group_density}
+    fixed = {
+        name: sparsity.group_density[group] for name in names if (group := group_of(name)) in sparsity.group_density
+    }
     free = [name for name in names if name not in fixed]
     densities: dict[str, float] = dict(fixed)
     if free:

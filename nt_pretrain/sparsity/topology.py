@@ -18,7 +18,9 @@ from nt_pretrain.sparsity.budget import LayerBudget
 
 @dataclass(frozen=True)
 class Held:
-    """The part of a matrix [rows, columns] that this rank holds, as global row and column numbers (int64, ascending)."""
+    """The part of a matrix [rows, columns] that this rank holds, as global row and column numbers (int64,
+    ascending).
+    """
 
     rows: Tensor
     columns: Tensor
@@ -81,7 +83,9 @@ class SparseLayer:
         return self._by_chunk(bits31, key_of(*key, self.name), torch.int32)
 
     def tie_breaker(self, positions: Tensor, key: int) -> Tensor:
-        """Distinct numbers below 2**32 (int64) for local unit ``positions``: the order in which equal scores are taken."""
+        """Distinct numbers below 2**32 (int64) for local unit ``positions``: the order in which equal scores are
+        taken.
+        """
         return distinct32(key, self.unit_index(positions))
 
     def apply_chunked(self, function, dtype: torch.dtype) -> Tensor:  # type: ignore[no-untyped-def]

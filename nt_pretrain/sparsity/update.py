@@ -142,7 +142,9 @@ def _grow(
     group: dist.ProcessGroup | None,
 ) -> list[Tensor]:
     """For each layer the units that become active beside the kept ones. Never one that is active."""
-    closed = [layer.active if sparsity.just_dropped == "exclude" else stay for layer, stay in zip(layers, kept, strict=True)]
+    closed = [
+        layer.active if sparsity.just_dropped == "exclude" else stay for layer, stay in zip(layers, kept, strict=True)
+    ]
     kept_counts = _counts(layers, kept, group)
     wanted = [targets[layer.name].active - count for layer, count in zip(layers, kept_counts, strict=True)]
     by_chance = [n if sparsity.grow == "random" else math.floor(sparsity.grow_random_share * n) for n in wanted]

@@ -1,8 +1,8 @@
 """AdamW on this rank's shards.
 
 The optimizer sees plain local tensors that share storage with the sharded parameters: every operation of AdamW is
-elementwise, so nothing is gained by sending it through DTensor, and the fused kernel runs once for all shards. Its state
-exists from the start, so that the first topology update and a resume find it.
+elementwise, so nothing is gained by sending it through DTensor, and the fused kernel runs once for all shards. Its
+state exists from the start, so that the first topology update and a resume find it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Optimizer:
             }
 
     def first_moment(self, name: str) -> Tensor:
-        return self.adamw.state[self.shards[name]]["exp_avg"]  # type: ignore[no-any-return]
+        return self.adamw.state[self.shards[name]]["exp_avg"]
 
     def second_moment(self, name: str) -> Tensor:
-        return self.adamw.state[self.shards[name]]["exp_avg_sq"]  # type: ignore[no-any-return]
+        return self.adamw.state[self.shards[name]]["exp_avg_sq"]
 
     def gradients(self) -> dict[str, Tensor]:
         """This rank's shard of each parameter's reduced gradient."""

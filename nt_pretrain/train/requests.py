@@ -1,7 +1,7 @@
 """Wishes that reach a run from outside: signals, and the files STOP and SAVE in its run directory.
 
-A signal may reach one rank only, or all of them at different steps. Ranks therefore agree after every step on what to do,
-by one small collective on the CPU.
+A signal may reach one rank only, or all of them at different steps. Ranks therefore agree after every step on what to
+do, by one small collective on the CPU.
 """
 
 from __future__ import annotations

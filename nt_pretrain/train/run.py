@@ -172,9 +172,7 @@ class Writer:
             self.observer.saved(self.state.step, str(path), time.perf_counter() - begin, size)
 
 
-def resume(
-    state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks
-) -> Position:
+def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks) -> Position:
     """Read the checkpoint into ``state``; returns the data position after it.
 
     Raises:

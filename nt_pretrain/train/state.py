@@ -1,7 +1,7 @@
 """Everything that training changes, and how it is written to and read from a checkpoint.
 
-All randomness of this project is a function of seeds and counters (see :mod:`nt_pretrain.counter_random`), so there is no
-generator state to keep: step, data position, weights, moments and topology say all.
+All randomness of this project is a function of seeds and counters (see :mod:`nt_pretrain.counter_random`), so there is
+no generator state to keep: step, data position, weights, moments and topology say all.
 """
 
 from __future__ import annotations

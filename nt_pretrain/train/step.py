@@ -27,14 +27,16 @@ from nt_pretrain.train.optim import Optimizer
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one optimizer step, over all ranks: sum of token losses of each head [M] (fp64, nats), and number of targets."""
+    """Of one optimizer step, over all ranks: sum of token losses of each head [M] (fp64, nats), and number of
+    targets.
+    """
 
     sums: Tensor
     targets: int
 
     @property
     def per_head(self) -> list[float]:
-        return (self.sums / self.targets).tolist()  # type: ignore[no-any-return]
+        return (self.sums / self.targets).tolist()
 
 
 def split_targets(tokens: Tensor, documents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,9 +101,7 @@ def gradient_norm(
     return float(total.sqrt())
 
 
-def apply_gradients(
-    optimizer: Optimizer, layers: list[SparseLayer], config: Config, ranks: Ranks, lr: float
-) -> float:
+def apply_gradients(optimizer: Optimizer, layers: list[SparseLayer], config: Config, ranks: Ranks, lr: float) -> float:
     """Mask, clip, step; returns the norm of the active gradient before clipping.
 
     A norm that is not finite is returned without a step.

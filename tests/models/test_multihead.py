@@ -28,7 +28,10 @@ def filled(model: ModelSection) -> MultiHead:
     [
         (dict(hidden=1024, intermediate=2736, layers=24, attention_heads=16, heads=3, blocks_in_head=16), 836_750_336),
         (dict(hidden=1024, intermediate=2736, layers=24, attention_heads=16), 367_969_280),
-        (dict(hidden=1024, intermediate=2736, layers=24, attention_heads=16, heads=3, blocks_in_head=24), 1_103_907_840),
+        (
+            dict(hidden=1024, intermediate=2736, layers=24, attention_heads=16, heads=3, blocks_in_head=24),
+            1_103_907_840,
+        ),
         (dict(heads=3, blocks_in_head=8), 296_530_176),
         (dict(), 134_105_856),
         (dict(hidden=128, intermediate=352, layers=4, attention_heads=4, heads=3, blocks_in_head=2), 17_992_064),
@@ -116,7 +119,9 @@ def test_final_norm_twice_changes_logits_only_by_the_gain():
     twice = SMALL.model_copy(update={"final_norm_twice": True})
     model, doubled = filled(SMALL), filled(twice)
     tokens = torch.arange(20)[None]
-    torch.testing.assert_close(logits_of(model, SMALL, tokens)[0], logits_of(doubled, twice, tokens)[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        logits_of(model, SMALL, tokens)[0], logits_of(doubled, twice, tokens)[0], rtol=1e-3, atol=1e-3
+    )
     with torch.no_grad():
         for each in (model, doubled):
             each.heads[0].norm.weight.copy_(torch.linspace(0.5, 2, 32))

@@ -32,7 +32,10 @@ def test_sums_do_not_depend_on_the_number_of_ranks():
 def test_sums_are_right():
     generator = torch.Generator().manual_seed(5)
     values = [torch.randn(1000, generator=generator) * 10.0**e for e in (-20, 0, 15)]
-    (first, second, third), squares = exact_sums(values, [1000] * 3, None), exact_sums(values, [1000] * 3, None, power=2)
+    (first, second, third), squares = (
+        exact_sums(values, [1000] * 3, None),
+        exact_sums(values, [1000] * 3, None, power=2),
+    )
     for found, value in zip((first, second, third), values, strict=True):
         assert abs(found / float(value.double().abs().sum()) - 1) < 1e-12
     for found, value in zip(squares, values, strict=True):

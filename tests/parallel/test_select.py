@@ -67,7 +67,11 @@ CUTS = {1: [0, 1000], 2: [0, 333, 1000], 3: [0, 0, 999, 1000], 4: [0, 250, 251, 
 
 def _select_part(rank: int, world: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    layers = [torch.rand(1000, generator=generator), torch.rand(1000, generator=generator).mul(4).round(), torch.zeros(1000)]
+    layers = [
+        torch.rand(1000, generator=generator),
+        torch.rand(1000, generator=generator).mul(4).round(),
+        torch.zeros(1000),
+    ]
     candidates = torch.rand(1000, generator=generator) < 0.8
     start, stop = CUTS[world][rank], CUTS[world][rank + 1]
     pools = [

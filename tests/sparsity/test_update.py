@@ -27,7 +27,14 @@ def make(shape=(192, 128), *, seed=0, **options) -> tuple[SparseLayer, LayerTens
 def step(layer, tensors, section, *, prune_rate=0.3, step=10, target: LayerBudget | None = None):
     targets = {NAME: target or layer.budget}
     return update(
-        [layer], {NAME: tensors}, sparsity=section, targets=targets, prune_rate=prune_rate, seed=0, step=step, group=None
+        [layer],
+        {NAME: tensors},
+        sparsity=section,
+        targets=targets,
+        prune_rate=prune_rate,
+        seed=0,
+        step=step,
+        group=None,
     )[NAME]
 
 
@@ -124,7 +131,9 @@ def test_a_dense_layer_is_left_alone_bit_for_bit():
         assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize(("density", "rate", "turnover"), [(0.796, 0.5, 0.170), (0.5895, 0.5, 0.291), (0.9103, 0.5, 0.0823)])
+@pytest.mark.parametrize(
+    ("density", "rate", "turnover"), [(0.796, 0.5, 0.170), (0.5895, 0.5, 0.291), (0.9103, 0.5, 0.0823)]
+)
 def test_turnover_for_independent_gradients(density, rate, turnover):
     """rho (1 - d) / ((1 - d) + rho d) of the active weights are replaced when just-dropped ones may return."""
     layer, tensors, section = make((512, 512), density=density)

@@ -7,7 +7,9 @@ from nt_pretrain.train.lr import learning_rate
 
 
 def config(schedule: str, **optim) -> Config:
-    return Config(train=TrainSection(steps=1000), optim=OptimSection(lr=2.0, schedule=schedule, warmup_steps=100, **optim))
+    return Config(
+        train=TrainSection(steps=1000), optim=OptimSection(lr=2.0, schedule=schedule, warmup_steps=100, **optim)
+    )
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])

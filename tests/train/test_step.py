@@ -91,7 +91,9 @@ def _masked_step(rank: int, world: int, warm: bool):
     )
     norm = apply_gradients(state.optimizer, state.layers, config, ranks, 1e-2)
     inactive_weights = sum(int(state.optimizer.shards[name][~flags].count_nonzero()) for name, flags in active.items())
-    inactive_moments = sum(int(state.optimizer.first_moment(name)[~flags].count_nonzero()) for name, flags in active.items())
+    inactive_moments = sum(
+        int(state.optimizer.first_moment(name)[~flags].count_nonzero()) for name, flags in active.items()
+    )
     return norm, square**0.5, inactive_weights, inactive_moments
 
 

@@ -55,7 +55,11 @@ def test_parity_rules_run_sharded(rule):
 
 @pytest.mark.timeout(300)
 def test_a_deep_ensemble_and_a_single_model_train_sharded():
-    for model in ({"blocks_in_head": 3}, {"heads": 1, "blocks_in_head": 0}, {"blocks_in_head": 0, "document_mask": True}):
+    for model in (
+        {"blocks_in_head": 3},
+        {"heads": 1, "blocks_in_head": 0},
+        {"blocks_in_head": 0, "document_mask": True},
+    ):
         config = tiny(model=model)
         alone = run_ranks(train_rank, 1, config, timeout=120)[0]
         assert run_ranks(train_rank, 2, config, timeout=120)[0] == alone
