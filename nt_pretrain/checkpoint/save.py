@@ -127,7 +127,7 @@ def _prepare(root: Path, unfinished: Path) -> bool:
 def _see(unfinished: Path) -> None:
     if not unfinished.is_dir():
         raise CheckpointError(
-            f"{unfinished}, which rank 0 has made, is not seen; run.dir must lie on a file system that all machines share"
+            f"{unfinished}, made by rank 0, is not seen; run.dir must lie on a file system that all machines share"
         )
 
 
