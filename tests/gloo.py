@@ -26,7 +26,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"]
+# torch._dynamo is no mistake: the first DTensor of a process imports it, half a second on every rank otherwise.
+PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo"]
 GRACE_SECONDS = 2.0
 """How long the other ranks may go on to report their own error after the first one failed."""
 
