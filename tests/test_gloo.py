@@ -88,9 +88,28 @@ def test_death_is_named_with_its_signal() -> None:
 
 @pytest.mark.timeout(60)
 def test_hang_names_missing_ranks_and_leaves_no_process(tmp_path: Path) -> None:
-    with pytest.raises(RanksFailed, match=r"ranks \[0\] were missing after 4 s, ranks \[1\] finished"):
-        run_ranks(hang_on_first, 2, tmp_path, timeout=4)
+    run_ranks(add_ranks, 1, 0)  # the server is up: its start must not count against the few seconds below
+    with pytest.raises(RanksFailed, match=r"ranks \[0\] were missing after 5 s, ranks \[1\] finished"):
+        run_ranks(hang_on_first, 2, tmp_path, timeout=5)
     for rank in (0, 1):
         rank_process, child = (int(text) for text in (tmp_path / str(rank)).read_text().split())
         assert not psutil.pid_exists(rank_process)
         assert ended(child)
+
+
+@pytest.mark.timeout(60)
+def test_ranks_leave_with_the_process_that_started_them(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    program = (
+        "from pathlib import Path; from tests.gloo import run_ranks; from tests.test_gloo import hang_on_first\n"
+        f"run_ranks(hang_on_first, 1, Path({str(tmp_path)!r}))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=root)
+    try:
+        while not (tmp_path / "0").exists() or not (tmp_path / "0").read_text():
+            assert parent.poll() is None
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert all(ended(int(pid)) for pid in (tmp_path / "0").read_text().split())

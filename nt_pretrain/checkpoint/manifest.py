@@ -108,7 +108,7 @@ def listing_problems(folder: Path, manifest: Manifest) -> list[str]:
     problems = []
     for name, entry in manifest.files.items():
         path = folder / name
-        if Path(name).name != name or name == MANIFEST:
+        if Path(name).name != name or name in ("", "..", MANIFEST):
             problems.append(f"{MANIFEST} names {name!r}, which is no file of this folder")
         elif not path.exists():
             problems.append(f"{name} is missing")

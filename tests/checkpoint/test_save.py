@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.checkpoint.load import load_tensors, newest_valid
 from nt_pretrain.checkpoint.save import retain, save
 from tests.checkpoint.samples import IDENTITY, STATE, expect, load_newest, placed, save_steps, whole
 from tests.gloo import RanksFailed, run_ranks
@@ -131,8 +132,6 @@ def test_killed_at_any_time(tmp_path: Path, seconds: float) -> None:
 
 
 def load_big(rank: int, world: int, root: Path) -> tuple[int, list[float]]:
-    from nt_pretrain.checkpoint.load import load_tensors, newest_valid
-
     found = newest_valid(root, group=dist.group.WORLD)
     if found is None:
         return 0, [0.0]
