@@ -7,6 +7,7 @@ environment variable, no file that includes another. Checks that need more than 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -142,7 +143,7 @@ class DataSection(Section):
         description="Pack documents into full sequences; or one document per sequence, cut and padded (the paper).",
     )
     lanes: NonNegative = Field(
-        0, description="Parallel streams the order is cut into; 0: the largest divisor <= 64 of the batch."
+        0, description="Parallel streams the order is cut into; 0: greatest common divisor of global_batch and 64."
     )
     window: Positive = Field(4096, description="Documents permuted together inside a lane.")
     workers: NonNegative = Field(1, description="Reader processes per rank; 0 reads in the training process.")
@@ -196,6 +197,11 @@ class Config(Section):
     def total_steps(self) -> int:
         """Optimizer steps of the run after ``train.steps_over_density``."""
         return int(self.train.steps / self.sparsity.density) if self.train.steps_over_density else self.train.steps
+
+    @property
+    def lanes(self) -> int:
+        """Parallel streams of the data order: ``data.lanes``, or what its default stands for."""
+        return self.data.lanes or math.gcd(self.train.global_batch, 64)
 
     @property
     def warmup_steps(self) -> int:

@@ -1,0 +1,179 @@
+"""What is wrong with a configuration although every single option is allowed: options that do not fit together.
+
+It stands one level above the schema, since it asks the model for its shapes and the budget for its densities instead of
+knowing them a second time.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from nt_pretrain.config.batch import batch_problems
+from nt_pretrain.config.numbers import divisors, listed, multiples_near
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.accounting import Shapes, account, shapes_of
+from nt_pretrain.models.groups import group_of
+from nt_pretrain.sparsity.budget import plan_budgets, sparse_names
+
+
+def problems(config: Config, *, world_size: int | None = None) -> list[str]:
+    """Everything that does not fit, one line each, naming the keys and what to change. Empty: the run can start.
+
+    Args:
+        world_size: number of ranks; None leaves out what depends on it.
+    """
+    found = _model(config)
+    # Shapes of an impossible model would only repeat the message.
+    found += _sparsity(config) if not found else []
+    return found + _schedules(config) + batch_problems(config, world_size) + _optimizer(config)
+
+
+def missing_files(config: Config) -> list[str]:
+    """What the run reads and is not there, one line each, with the command that makes it."""
+    found = []
+    data, tokenizer = config.data.path.rstrip("/"), config.data.tokenizer
+    for part in ("train", "validation"):
+        manifest = f"{data}/{part}/manifest.json"
+        if "://" not in data and not Path(manifest).is_file():
+            found.append(
+                f"data.path: {data} is no prepared corpus, {manifest} is missing; "
+                f"make it: python launch/prepare.py text YOUR_TEXTS --out {data} --name {Path(data).name}"
+            )
+            break
+    if "://" not in tokenizer and not Path(tokenizer).is_file():
+        found.append(
+            f"data.tokenizer: there is no file {tokenizer}; make it: python launch/prepare.py tokenizer {data} "
+            f"--out {tokenizer} --vocab-size {config.model.vocab_size}"
+        )
+    return found
+
+
+def _model(config: Config) -> list[str]:
+    model = config.model
+    found = []
+    head_dim, rest = divmod(model.hidden, model.attention_heads)
+    if rest:
+        near = multiples_near(model.hidden, model.attention_heads)
+        found.append(
+            f"model.hidden: {model.hidden} is not divisible by model.attention_heads {model.attention_heads}; "
+            f"nearest widths that are: {near}"
+        )
+    elif head_dim % 2:
+        found.append(
+            f"model.hidden: {model.hidden} / model.attention_heads {model.attention_heads} = {head_dim} dimensions per "
+            f"attention head, which rotary positions need to be even; nearest widths that fit: "
+            f"{multiples_near(model.hidden, 2 * model.attention_heads)}"
+        )
+    if model.kv_heads is not None and model.attention_heads % model.kv_heads:
+        found.append(
+            f"model.kv_heads: {model.kv_heads} does not divide model.attention_heads {model.attention_heads}; "
+            f"these do: {listed(divisors(model.attention_heads))}"
+        )
+    if model.blocks_in_head > model.layers:
+        found.append(
+            f"model.blocks_in_head: {model.blocks_in_head} exceeds model.layers {model.layers}; a head owns 0 (only "
+            f"its norm and output layer) to {model.layers} blocks (a deep ensemble)"
+        )
+    return found
+
+
+def _sparsity(config: Config) -> list[str]:
+    sparsity = config.sparsity
+    shapes = shapes_of(config.model)
+    if sparsity.density == 1.0:
+        if sparsity.group_density:
+            return [
+                "sparsity.group_density: has no effect while sparsity.density is 1 (a dense run); lower the density"
+            ]
+        return []
+    found = _blocks(config, shapes) + _groups(config, shapes)
+    if found:
+        return found
+    starts = (
+        [sparsity.density] if sparsity.density_schedule == "constant" else [sparsity.density, sparsity.density_start]
+    )
+    for density in starts:
+        try:
+            budgets = plan_budgets(shapes, sparsity, density=density)
+        except ValueError as error:
+            return [str(error)]
+    realised = account(shapes, budgets).sparse.density
+    fixed = {group_of(name) for name in budgets} <= set(sparsity.group_density)
+    if fixed and abs(realised - sparsity.density) > 0.005:
+        return [
+            f"sparsity.group_density: fixes every group, which gives density {realised:.4f}, but sparsity.density is "
+            f"{sparsity.density}; set it to {realised:.4f} or leave one group out"
+        ]
+    return []
+
+
+def _blocks(config: Config, shapes: Shapes) -> list[str]:
+    """Widths of the model that a block of ``sparsity.unit`` does not divide."""
+    model, unit = config.model, config.sparsity.unit
+    kv_width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
+    sparse = {extent for name in sparse_names(shapes, config.sparsity.scope) for extent in shapes[name]}
+    widths = {
+        "model.vocab_size": model.vocab_size,
+        "model.hidden": model.hidden,
+        "model.intermediate": model.intermediate,
+        "model.kv_heads * head width": kv_width,
+    }
+    found = []
+    for key, width in widths.items():
+        if width in sparse and width % unit:
+            # A vocabulary is what its tokenizer made it; it can be left out of the topology instead.
+            other = ", or sparsity.scope: no_vocab" if key == "model.vocab_size" else ""
+            found.append(
+                f"sparsity.unit: {key} {width} is not divisible into blocks of {unit}; nearest that are: "
+                f"{multiples_near(width, unit)}{other}"
+            )
+    return found
+
+
+def _groups(config: Config, shapes: Shapes) -> list[str]:
+    sparse = {group_of(name) for name in sparse_names(shapes, config.sparsity.scope)}
+    return [
+        f"sparsity.group_density.{group}: has no effect, since sparsity.scope: {config.sparsity.scope} leaves no "
+        f"{group} layer sparse; sparse groups are {', '.join(sorted(sparse))}"
+        for group in config.sparsity.group_density
+        if group not in sparse
+    ]
+
+
+def _schedules(config: Config) -> list[str]:
+    optim, sparsity = config.optim, config.sparsity
+    total, warmup = config.total_steps, config.warmup_steps
+    found = []
+    if warmup >= total:
+        found.append(
+            f"optim.warmup_steps: {warmup:,} of {total:,} training steps (train.steps) leave none at the full learning "
+            f"rate; a tenth would be {total // 10:,}"
+        )
+    elif optim.schedule == "wsd" and warmup + round(optim.decay_fraction * total) > total:
+        found.append(
+            f"optim.decay_fraction: {optim.decay_fraction} of {total:,} steps and {warmup:,} steps of warm-up are more "
+            f"than the whole run; at most {math.floor(100 * (1 - warmup / total)) / 100} fits"
+        )
+    if sparsity.density == 1.0:
+        return found
+    if sparsity.prune_rate_schedule != "constant" and sparsity.prune_rate_end > sparsity.prune_rate:
+        found.append(
+            f"sparsity.prune_rate_end: {sparsity.prune_rate_end} exceeds sparsity.prune_rate {sparsity.prune_rate}, "
+            "but the rate falls over the run; lower it, or set sparsity.prune_rate_schedule: constant"
+        )
+    if sparsity.density_schedule != "constant" and sparsity.stop_fraction < 1.0:
+        found.append(
+            f"sparsity.stop_fraction: {sparsity.stop_fraction} ends topology updates before sparsity.density_schedule "
+            f"reaches sparsity.density {sparsity.density} at the last step; set stop_fraction: 1"
+        )
+    return found
+
+
+def _optimizer(config: Config) -> list[str]:
+    found = [
+        f"optim.betas: {beta} must be below 1, or the moments never move" for beta in config.optim.betas if beta == 1.0
+    ]
+    if set(config.run.name) == {"."}:
+        found.append(f"run.name: {config.run.name!r} names no folder of its own below run.dir")
+    return found
