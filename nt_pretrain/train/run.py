@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.checkpoint.errors import CheckpointError, on_first
+from nt_pretrain.checkpoint.folders import remove_leftovers
 from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid
 from nt_pretrain.checkpoint.save import retain, save
 from nt_pretrain.config.load import load_config, to_yaml
@@ -62,6 +63,8 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     requests.listen()
     state = fresh_state(config, ranks)
     saved_as = identity(config, load_tokenizer(config.data.tokenizer).sha256)
+    for leftover in on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints)):
+        console.event(leftover, level="warning")
     found = newest_valid(rundir.checkpoints, group=ranks.control)
     position = resume(state, found, config, saved_as, ranks) if found else None
     recorder = None
@@ -167,7 +170,7 @@ class Writer:
             group=self.ranks.control,
         )
         if self.ranks.rank == 0:
-            retain(self.rundir.checkpoints, self.config.checkpoint.keep)
+            retain(self.rundir.checkpoints, self.config.checkpoint.keep, verified=path)
             size = sum(file.stat().st_size for file in path.iterdir())
             self.observer.saved(self.state.step, str(path), time.perf_counter() - begin, size)
 
@@ -193,7 +196,7 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
             f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
             "Set these back, or start a new run with another run.name."
         )
-    load_tensors(found.path, state.checkpoint_tensors())
+    load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
     state.restore(found.state, config)
     digest = topology_digest(state.layers, ranks.group)
     if digest != found.state["topology_digest"]:
@@ -221,9 +224,10 @@ def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: C
 def how_to_go_on(config: Config, command: str) -> str:
     """Last words of a finished run."""
     run = f"{config.run.dir}/{config.run.name}"
+    again = " ".join(word for word in command.split(" ") if not word.startswith("train.steps="))
     return (
         f"{run} is finished: {config.total_steps:,} steps. What next:\n"
         f"  picture and summary   python launch/report.py {run}\n"
         f"  curves                tensorboard --logdir {run}/tensorboard\n"
-        f"  train further         {command} train.steps={config.train.steps * 2}"
+        f"  train further         {again} train.steps={config.train.steps * 2}"
     )
