@@ -1,0 +1,220 @@
+"""What a configuration amounts to: every number that follows from it, before anything is started."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nt_pretrain.config.load import difference
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.accounting import Accounts, account, attention_flops_per_token, flops_per_token, shapes_of
+from nt_pretrain.sparsity.budget import plan_budgets
+from nt_pretrain.sparsity.schedule import overall_density, update_count
+from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The derived numbers of a run.
+
+    Attributes:
+        accounts: parameters, active ones at the end of the density schedule.
+        single: parameters of one dense model of the same shape, to compare with.
+        start_density: of all sparse layers in the first topology.
+        accumulation: micro-batches per rank and step.
+        flops_per_token_dense: operations per trained token that are executed: inactive weights are multiplied as zeros.
+        flops_per_token_active: operations per trained token that an ideal sparse kernel would execute.
+        checkpoint_bytes: one checkpoint, all ranks together.
+    """
+
+    world_size: int
+    accounts: Accounts
+    single: int
+    start_density: float
+    total_steps: int
+    warmup_steps: int
+    sequences_per_rank: int
+    accumulation: int
+    lanes: int
+    tokens_per_step: int
+    total_tokens: int
+    topology_updates: int
+    flops_per_token_dense: int
+    flops_per_token_active: int
+    memory: Memory
+    checkpoint_bytes: int
+
+    @property
+    def total_flops_dense(self) -> int:
+        return self.flops_per_token_dense * self.total_tokens
+
+    @property
+    def total_flops_active(self) -> int:
+        return self.flops_per_token_active * self.total_tokens
+
+
+def make_plan(config: Config, world_size: int) -> Plan:
+    """The numbers of ``config``, which must have passed :mod:`nt_pretrain.config.checks`, on ``world_size`` ranks."""
+    shapes = shapes_of(config.model)
+    budgets = plan_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
+    accounts = account(shapes, budgets)
+    attention = attention_flops_per_token(config.model, config.data.sequence_length)
+    sequences = config.train.global_batch // world_size
+    accumulation = max(1, sequences // config.train.micro_batch)
+    tokens = config.train.global_batch * config.data.sequence_length
+    single = config.model.model_copy(update={"heads": 1})
+    return Plan(
+        world_size=world_size,
+        accounts=accounts,
+        single=account(shapes_of(single), {}).all.total,
+        start_density=overall_density(config, 0),
+        total_steps=config.total_steps,
+        warmup_steps=config.warmup_steps,
+        sequences_per_rank=sequences,
+        accumulation=accumulation,
+        lanes=config.lanes,
+        tokens_per_step=tokens,
+        total_tokens=tokens * config.total_steps,
+        topology_updates=update_count(config),
+        flops_per_token_dense=flops_per_token(accounts.per_token.total, attention),
+        flops_per_token_active=flops_per_token(accounts.per_token.active, attention),
+        memory=estimate(config, shapes, budgets, world_size=world_size, accumulation=accumulation),
+        checkpoint_bytes=checkpoint_bytes(config, shapes, budgets),
+    )
+
+
+def render(plan: Plan, config: Config) -> str:
+    """The plan as aligned plain text, with what the configuration changes of the defaults."""
+    out = Console(file=io.StringIO(), width=200, color_system=None, highlight=False, markup=False, emoji=False)
+    out.print(f"run {config.run.name}: {_model_in_words(config)}")
+    out.print()
+    out.print("options that differ from the defaults")
+    for line in difference(config) or ["none"]:
+        out.print(f"  {line}")
+    for table in (_parameters(plan, config), _work(plan, config), _memory(plan)):
+        out.print()
+        out.print(table)
+    assert isinstance(out.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
+
+
+def _model_in_words(config: Config) -> str:
+    model, sparsity = config.model, config.sparsity
+    trunk = model.layers - model.blocks_in_head
+    if model.heads == 1:
+        shape = f"one model of {model.layers} blocks"
+    elif trunk == 0:
+        shape = f"a deep ensemble of {model.heads} models of {model.layers} blocks"
+    else:
+        shape = f"{model.heads} heads of {model.blocks_in_head} blocks on a trunk of {trunk}"
+    if sparsity.density == 1.0:
+        return f"{shape}, dense"
+    unit = "single weights" if sparsity.unit == 1 else f"blocks of {sparsity.unit} x {sparsity.unit}"
+    return f"{shape}, density {sparsity.density:g} ({sparsity.distribution}, {unit}, scope {sparsity.scope})"
+
+
+def _parameters(plan: Plan, config: Config) -> Table:
+    table = _table("parameters", "total", "active", "density")
+    everything, heads = plan.accounts.all, config.model.heads
+    for counts in (dict(plan.accounts.by_group.items()), _parts(plan), {"all": everything}):
+        for name, count in counts.items():
+            table.add_row(f"  {name}", f"{count.total:,}", f"{count.active:,}", f"{count.density:.4f}")
+        table.add_section()
+    references = [("one dense model", 1)] + ([(f"{heads} dense models", heads)] if heads > 1 else [])
+    for name, models in references:
+        reference = plan.single * models
+        ratios = (everything.total / reference, everything.active / reference)
+        table.add_row(f"  times {name} ({reference:,})", *(f"{ratio:.3f}" for ratio in ratios), "")
+    return table
+
+
+def _parts(plan: Plan) -> dict:
+    """Trunk and heads; heads are alike and share a row."""
+    parts = plan.accounts.by_part
+    heads = [part for part in parts if part != "trunk"]
+    trunk = {"trunk": parts["trunk"]} if "trunk" in parts else {}
+    same = all(parts[head] == parts[heads[0]] for head in heads)
+    return trunk | ({"each head": parts[heads[0]]} if same else {head: parts[head] for head in heads})
+
+
+def _work(plan: Plan, config: Config) -> Table:
+    table = _table("work", "")
+    batch, micro = config.train.global_batch, config.train.micro_batch
+    parts = f"{plan.world_size:,} ranks x {plan.accumulation:,} micro-batches of {micro:,}"
+    rows = {
+        "sequences per step": f"{batch:,} = {parts}",
+        "sequences per rank and step": f"{plan.sequences_per_rank:,}",
+        "lanes of data": f"{plan.lanes:,}, {plan.lanes // plan.world_size:,} per rank",
+        "tokens per step": f"{plan.tokens_per_step:,} (sequences of {config.data.sequence_length:,})",
+        "steps": f"{plan.total_steps:,}, the first {plan.warmup_steps:,} of them warm-up",
+        "tokens in all": f"{plan.total_tokens:,}",
+    }
+    if config.sparsity.density < 1.0:
+        every = f", one every {config.sparsity.update_every:,} steps" if plan.topology_updates else ""
+        rows["topology updates"] = f"{plan.topology_updates:,}{every}"
+    if plan.start_density != config.sparsity.density:
+        rows["density"] = f"{plan.start_density:g} to {config.sparsity.density:g}"
+    rows |= {
+        "FLOPs per token, dense": f"{_power(plan.flops_per_token_dense)} (executed)",
+        "FLOPs per token, active": _power(plan.flops_per_token_active),
+        "FLOPs in all, dense": f"{_power(plan.total_flops_dense)} (executed)",
+        "FLOPs in all, active": _power(plan.total_flops_active),
+        "one checkpoint": readable_bytes(plan.checkpoint_bytes),
+    }
+    for name, value in rows.items():
+        table.add_row(f"  {name}", value)
+    table.columns[1].justify = "left"
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = _table("memory per rank (estimate)", "")
+    memory = plan.memory
+    unsharded = " (a whole one, as micro-batches accumulate)" if plan.accumulation > 1 else ""
+    rows = {
+        "weights": memory.weights,
+        "weights gathered for use": memory.gathered,
+        f"gradients{unsharded}": memory.gradients,
+        "moments": memory.moments,
+        "topology": memory.topology,
+        "activations": memory.activations,
+        "logits and loss": memory.loss,
+        "topology update (when gathered, activations, loss are gone)": memory.update,
+        "peak": memory.peak,
+    }
+    for name, size in rows.items():
+        table.add_row(f"  {name}", readable_bytes(size))
+    return table
+
+
+def _power(number: int) -> str:
+    mantissa, exponent = f"{number:.3e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
+    table.add_column(headings[0])
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def readable_bytes(size: int) -> str:
+    """Bytes with three digits and a decimal unit, as the console line has.
+
+    >>> readable_bytes(8_032_803_226)
+    '8.03 GB'
+    """
+    if size < 1000:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if value < 999.5 or unit == "PB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"
