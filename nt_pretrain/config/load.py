@@ -97,9 +97,9 @@ def _text_of(path: pathlib.Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         names = [str(each) for each in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        near = closest(str(path), names)
+        near = closest(path.stem, [pathlib.Path(each).stem for each in names])
         others = f"; there are: {', '.join(names)}" if names else ""
-        hint = f"; did you mean {near}?" if near else others
+        hint = f"; did you mean {path.parent / near}.yaml?" if near else others
         raise ConfigErrors([f"{path}: there is no such file{hint}"]) from None
     except IsADirectoryError:
         raise ConfigErrors([f"{path}: is a folder; name a YAML file, such as configs/demo.yaml"]) from None
@@ -192,6 +192,8 @@ def _hint(option: Path, value: Any) -> str:
 def _unknown(path: Path) -> str:
     name = ".".join(path)
     sections = allowed.sections()
+    if name in sections:
+        return f"{name}: is a section; write {name}.KEY=value"
     if len(path) == 1 and (near := closest(name, sections)):
         return f"{name}: unknown section; did you mean {near}?"
     near = closest_key(name, allowed.known_keys())

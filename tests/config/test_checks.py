@@ -1,0 +1,215 @@
+"""Options that are allowed but do not fit together, in the exact words a person reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nt_pretrain.config.batch import fitting_world_sizes
+from nt_pretrain.config.checks import missing_files, problems
+from nt_pretrain.config.schema import Config
+
+SMALL = {"vocab_size": 256, "hidden": 64, "intermediate": 128, "layers": 3, "attention_heads": 4}
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    return Config.model_validate({**sections, "model": SMALL | sections.get("model", {})})
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_every_split_is_possible(heads: int, blocks: int) -> None:
+    assert problems(config(model={"heads": heads, "blocks_in_head": blocks}), world_size=1) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"model": {"hidden": 100, "attention_heads": 12}},
+            "model.hidden: 100 is not divisible by model.attention_heads 12; nearest widths that are: 96 and 108",
+        ),
+        (
+            {"model": {"hidden": 60, "attention_heads": 4}},
+            "model.hidden: 60 / model.attention_heads 4 = 15 dimensions per attention head, which rotary positions "
+            "need to be even; nearest widths that fit: 56 and 64",
+        ),
+        (
+            {"model": {"kv_heads": 3}},
+            "model.kv_heads: 3 does not divide model.attention_heads 4; these do: 1, 2, 4",
+        ),
+        (
+            {"model": {"blocks_in_head": 5}},
+            "model.blocks_in_head: 5 exceeds model.layers 3; a head owns 0 (only its norm and output layer) to 3 "
+            "blocks (a deep ensemble)",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "unit": 64}, "model": {"intermediate": 172}},
+            "sparsity.unit: model.intermediate 172 is not divisible into blocks of 64; nearest that are: 128 and 192",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "unit": 32}, "model": {"vocab_size": 250}},
+            "sparsity.unit: model.vocab_size 250 is not divisible into blocks of 32; nearest that are: 224 and 256, or "
+            "sparsity.scope: no_vocab",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "unit": 32}, "model": {"kv_heads": 1}},
+            "sparsity.unit: model.kv_heads * head width 16 is not divisible into blocks of 32; nearest that are: 32",
+        ),
+        (
+            {"sparsity": {"density": 0.1, "group_density": {"ffn": 1.0}}},
+            "sparsity.group_density leaves density -0.7100 for the other layers, which must lie in (0, 1]; change "
+            "sparsity.density (0.1) or the group densities",
+        ),
+        (
+            {"sparsity": {"group_density": {"ffn": 0.5}}},
+            "sparsity.group_density: has no effect while sparsity.density is 1 (a dense run); lower the density",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "scope": "no_vocab", "group_density": {"output": 0.5}}},
+            "sparsity.group_density.output: has no effect, since sparsity.scope: no_vocab leaves no output layer "
+            "sparse; sparse groups are attention, ffn",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "scope": "no_vocab", "group_density": {"attention": 0.25, "ffn": 0.25}}},
+            "sparsity.group_density: fixes every group, which gives density 0.2500, but sparsity.density is 0.5; set "
+            "it to 0.2500 or leave one group out",
+        ),
+        (
+            {"optim": {"warmup_steps": 100}, "train": {"steps": 100}},
+            "optim.warmup_steps: 100 of 100 training steps (train.steps) leave none at the full learning rate; a tenth "
+            "would be 10",
+        ),
+        (
+            {"optim": {"warmup_steps": 900, "schedule": "wsd"}},
+            "optim.decay_fraction: 0.2 of 1,000 steps and 900 steps of warm-up are more than the whole run; at most "
+            "0.09 fits",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "prune_rate": 0.0}},
+            "sparsity.prune_rate_end: 0.005 exceeds sparsity.prune_rate 0.0, but the rate falls over the run; lower "
+            "it, or set sparsity.prune_rate_schedule: constant",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "density_schedule": "cosine", "stop_fraction": 0.75}},
+            "sparsity.stop_fraction: 0.75 ends topology updates before sparsity.density_schedule reaches "
+            "sparsity.density 0.5 at the last step; set stop_fraction: 1",
+        ),
+        ({"optim": {"betas": (0.9, 1.0)}}, "optim.betas: 1.0 must be below 1, or the moments never move"),
+        ({"run": {"name": ".."}}, "run.name: '..' names no folder of its own below run.dir"),
+    ],
+)
+def test_one_clear_message(sections: dict[str, Any], message: str) -> None:
+    assert problems(config(**sections), world_size=1) == [message]
+
+
+@pytest.mark.parametrize(
+    ("sections", "world_size", "messages"),
+    [
+        (
+            {"train": {"global_batch": 96, "micro_batch": 4}},
+            5,
+            [
+                "train.global_batch: 96 is not divisible by 5 ranks x train.micro_batch 4 = 20; world sizes that fit "
+                "this configuration: 1, 2, 4, 8; nearest global batches that fit: 80 and 100",
+                "data.lanes: 32 lanes of data cannot be divided among 5 ranks; world sizes that fit this "
+                "configuration: 1, 2, 4, 8",
+            ],
+        ),
+        (
+            {"train": {"global_batch": 32, "micro_batch": 8}},
+            8,
+            [
+                "train.global_batch: 32 is not divisible by 8 ranks x train.micro_batch 8 = 64; world sizes that fit "
+                "this configuration: 1, 2, 4; micro-batches that fit 8 ranks: 1, 2, 4; nearest global batches that "
+                "fit: 64",
+            ],
+        ),
+        (
+            {"train": {"global_batch": 96, "micro_batch": 4}},
+            3,
+            [
+                "data.lanes: 32 lanes of data cannot be divided among 3 ranks; world sizes that fit this "
+                "configuration: 1, 2, 4, 8; or set data.lanes to one of 3, 6, 12, 24, 48, 96 (another order of the "
+                "data)",
+            ],
+        ),
+        (
+            {"train": {"global_batch": 96, "micro_batch": 4}, "data": {"lanes": 24}},
+            3,
+            [],
+        ),
+        (
+            {
+                "train": {"global_batch": 96, "micro_batch": 4},
+                "data": {"lanes": 24},
+                "parallel": {"deterministic_reduce": True},
+            },
+            3,
+            [
+                "parallel.deterministic_reduce: needs a power of two of ranks, since only then is an average over "
+                "ranks exact, not 3; world sizes that fit this configuration: 1, 2, 4, 8. Keep train.micro_batch the "
+                "same at every world size",
+            ],
+        ),
+        (
+            {"train": {"global_batch": 30, "micro_batch": 4}},
+            None,
+            [
+                "train.global_batch: 30 is not divisible by train.micro_batch 4; micro-batches that fit: 1, 2, 3, 5, "
+                "6, 10, 15, 30; nearest global batches that fit: 28 and 32",
+            ],
+        ),
+        (
+            {"data": {"lanes": 7}},
+            2,
+            ["data.lanes: 7 does not divide train.global_batch 32; these do: 1, 2, 4, 8, 16, 32; 0 chooses"],
+        ),
+    ],
+)
+def test_ranks_and_batches(sections: dict[str, Any], world_size: int | None, messages: list[str]) -> None:
+    assert problems(config(**sections), world_size=world_size) == messages
+
+
+def test_the_world_sizes_that_are_named_do_fit() -> None:
+    for batch, micro, lanes in [(96, 4, 0), (96, 4, 48), (512, 16, 0), (40, 1, 20)]:
+        found = config(train={"global_batch": batch, "micro_batch": micro}, data={"lanes": lanes})
+        fitting = [size for size in range(1, batch + 1) if not problems(found, world_size=size)]
+        assert fitting == fitting_world_sizes(found)
+
+
+def test_everything_that_does_not_fit_is_said_at_once() -> None:
+    wrong = config(
+        model={"blocks_in_head": 9, "kv_heads": 3},
+        optim={"warmup_steps": 5000, "betas": (1.0, 0.9)},
+        train={"global_batch": 30, "micro_batch": 4},
+    )
+    keys = [line.split(":")[0] for line in problems(wrong, world_size=1)]
+    assert keys == [
+        "model.kv_heads", "model.blocks_in_head", "optim.warmup_steps", "train.global_batch", "optim.betas",
+    ]  # fmt: skip
+
+
+def test_warmup_is_measured_against_the_steps_that_are_trained() -> None:
+    over = {"train": {"steps": 100, "steps_over_density": True}, "sparsity": {"density": 0.5}}
+    assert problems(config(**over, optim={"warmup_steps": 99}), world_size=1) == []
+
+
+def test_missing_files_name_the_command_that_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = config(data={"path": "data/mine", "tokenizer": "tokenizers/mine.model"})
+    assert problems(run, world_size=1) == [], "a plan can be made without any data"
+    assert missing_files(run) == [
+        "data.path: data/mine is no prepared corpus, data/mine/train/manifest.json is missing; make it: "
+        "python launch/prepare.py text YOUR_TEXTS --out data/mine --name mine",
+        "data.tokenizer: there is no file tokenizers/mine.model; make it: python launch/prepare.py tokenizer data/mine "
+        "--out tokenizers/mine.model --vocab-size 256",
+    ]
+    for part in ("train", "validation"):
+        Path(f"data/mine/{part}").mkdir(parents=True)
+        Path(f"data/mine/{part}/manifest.json").write_text("{}")
+    Path("tokenizers").mkdir()
+    Path("tokenizers/mine.model").touch()
+    assert missing_files(run) == []

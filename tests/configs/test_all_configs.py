@@ -1,0 +1,83 @@
+"""Every file in configs/ is a run that could start, and the README and the comments say the truth about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nt_pretrain.config.checks import problems
+from nt_pretrain.config.load import load_config
+from nt_pretrain.config.schema import Config
+from nt_pretrain.train.plan import make_plan, render
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+WORLD_SIZES = {"llama1b": (8, 64), "llama7b": (64, 128), "llama350m": (1, 8, 32)}
+SMALL_WORLDS = (1, 2, 4)
+
+
+def load(name: str) -> Config:
+    return load_config(FOLDER / f"{name}.yaml", [])
+
+
+def test_all_are_there() -> None:
+    assert {file.stem for file in FILES} >= {
+        "demo", "tiny", "llama20m", "llama60m", "llama130m", "llama350m", "llama1b", "llama7b",
+        "llama130m_dense", "llama130m_treenet", "llama130m_ensemble", "llama130m_sparse",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_can_start(file: Path) -> None:
+    config = load_config(file, [])
+    assert config.run.name == file.stem
+    for world_size in WORLD_SIZES.get(file.stem, SMALL_WORLDS):
+        assert problems(config, world_size=world_size) == []
+        text = render(make_plan(config, world_size), config)
+        assert f"run {file.stem}:" in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_names_its_schema_and_its_source(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+    if file.stem.startswith("llama"):
+        assert "NeuroTrails, arXiv 2505.17909" in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("llama130m_dense", 134_105_856, 134_105_856),
+        ("llama130m_treenet", 296_530_176, 296_530_176),
+        ("llama130m_ensemble", 402_317_568, 402_317_568),
+        ("llama130m", 296_530_176, 266_881_690),
+        ("llama350m", 836_750_336, 753_087_078),
+        ("llama1b", 3_080_837_120, 2_772_776_960),
+        ("llama7b", 15_500_668_928, 13_950_663_885),
+    ],
+)
+def test_parameters_are_those_of_the_paper(name: str, total: int, active: int) -> None:
+    everything = make_plan(load(name), 1).accounts.all
+    assert everything.total == total
+    # The paper's code draws each weight with its layer's probability; budgets are whole numbers per layer.
+    assert abs(everything.active - active) <= 200
+
+
+def test_the_baselines_of_130m_differ_in_nothing_else() -> None:
+    reference = load("llama130m")
+    for name in ("llama130m_dense", "llama130m_treenet", "llama130m_ensemble", "llama130m_sparse"):
+        other = load(name)
+        assert (other.train, other.optim, other.data, other.eval) == (
+            reference.train, reference.optim, reference.data, reference.eval,
+        )  # fmt: skip
+        same = {"heads": reference.model.heads, "blocks_in_head": reference.model.blocks_in_head}
+        assert other.model.model_copy(update=same) == reference.model
+
+
+def test_the_recipe_of_the_paper() -> None:
+    plan = make_plan(load("llama350m"), 8)
+    assert (plan.total_steps, plan.warmup_steps, plan.topology_updates) == (11_111, 1_111, 222)
+    assert plan.tokens_per_step == 131_072

@@ -1,0 +1,100 @@
+"""The estimate of memory against what a block really saves, and against counting by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.models.llama import Block, make_context
+from nt_pretrain.sparsity.budget import plan_budgets
+from nt_pretrain.train.memory import Memory, checkpoint_bytes, element_bytes, estimate, saved_per_token_of_block
+
+
+def config(**sections: dict) -> Config:
+    model = dict(vocab_size=100, hidden=32, intermediate=48, layers=4, attention_heads=4, heads=3, blocks_in_head=2)
+    return Config.model_validate(
+        {"data": {"sequence_length": 16}, **sections, "model": model | sections.get("model", {})}
+    )
+
+
+def memory(found: Config, *, world_size: int = 1, accumulation: int = 1) -> Memory:
+    shapes = shapes_of(found.model)
+    budgets = plan_budgets(shapes, found.sparsity) if found.sparsity.density < 1 else {}
+    return estimate(found, shapes, budgets, world_size=world_size, accumulation=accumulation)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_activations_are_what_a_block_saves(kv_heads: int | None) -> None:
+    model = config(model={"hidden": 256, "intermediate": 688, "attention_heads": 8, "kv_heads": kv_heads}).model
+    block, (sequences, length) = Block(model), (2, 128)
+    context = make_context(model, torch.zeros(sequences, length, dtype=torch.long))
+    not_counted = {tensor.data_ptr() for tensor in (*block.parameters(), context.cos, context.sin)}
+    saved: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in not_counted:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(sequences, length, model.hidden, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        kept = block(x, context)
+    assert kept.requires_grad
+    assert sum(saved.values()) == pytest.approx(4 * sequences * length * saved_per_token_of_block(model), rel=0.01)
+
+
+def test_what_is_stored_is_divided_among_ranks() -> None:
+    found = config(sparsity={"density": 0.5})
+    shapes = shapes_of(found.model)
+    parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
+    matrices = sum(torch.Size(shape).numel() for shape in shapes.values() if len(shape) == 2)
+    one, four = memory(found), memory(found, world_size=4)
+    assert one.weights == 4 * parameters and one.moments == 8 * parameters and one.topology == 2 * matrices
+    assert four.weights == pytest.approx(one.weights / 4, abs=4)
+    assert four.moments == pytest.approx(one.moments / 4, abs=8)
+    assert four.topology == pytest.approx(one.topology / 4, abs=2 * len(shapes))
+    assert four.activations == one.activations
+
+
+def test_blocks_need_little_and_every_rank_holds_all_of_them() -> None:
+    found = config(sparsity={"density": 0.5, "unit": 16, "scope": "no_vocab"})
+    shapes = {name: shape for name, shape in shapes_of(found.model).items() if "attention." in name or "ffn." in name}
+    units = sum(torch.Size(shape).numel() for shape in shapes.values()) // 256
+    assert memory(found).topology == memory(found, world_size=4).topology == 2 * units
+
+
+def test_accumulation_keeps_a_whole_gradient() -> None:
+    found = config()
+    parameters = sum(torch.Size(shape).numel() for shape in shapes_of(found.model).values())
+    assert memory(found, world_size=4, accumulation=2).gradients == pytest.approx(4 * parameters * 1.25, abs=4)
+    assert memory(found, world_size=4).gradients < 4 * parameters
+
+
+@pytest.mark.parametrize(
+    ("precision", "exact", "expected"),
+    [
+        ("fp32", False, (4, 4, 4)),
+        ("bf16", False, (2, 4, 4)),
+        ("pure_bf16", False, (2, 2, 2)),
+        ("bf16", True, (2, 4, 8)),
+    ],
+)
+def test_bytes_of_an_element(precision: str, exact: bool, expected: tuple[int, int, int]) -> None:
+    assert element_bytes(config(train={"precision": precision}, parallel={"deterministic_reduce": exact})) == expected
+
+
+def test_peak_is_the_larger_of_backward_and_update() -> None:
+    parts = dict(weights=1, gathered=10, gradients=2, moments=3, topology=4, activations=100, loss=1000)
+    assert Memory(**parts, update=5).peak == 1120
+    assert Memory(**parts, update=9999).peak == 10009
+
+
+def test_a_checkpoint_holds_weights_moments_and_flags() -> None:
+    found = config(sparsity={"density": 0.5})
+    shapes = shapes_of(found.model)
+    parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
+    budgets = plan_budgets(shapes, found.sparsity)
+    assert checkpoint_bytes(found, shapes, budgets) == 12 * parameters + 2 * sum(b.units for b in budgets.values())
