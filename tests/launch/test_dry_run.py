@@ -1,0 +1,93 @@
+"""The command line of a run before it starts: the plan of every configuration, and one clear message a mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.pretrain import main
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_plan_of_every_configuration(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(path), "--dry-run", "--world", "4"])
+    text = capsys.readouterr().out
+    assert f"run {path.stem}: " in text
+    for part in ("parameters", "tokens per step", "FLOPs per token, active", "memory per rank (estimate)"):
+        assert part in text
+    assert "nothing was started" in text
+
+
+def pretrain(*arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "launch/pretrain.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.stpes=10"], "command line: train.stpes: unknown key; did you mean train.steps?"),
+        (
+            ["model.hidden=big"],
+            "command line: model.hidden: big is not allowed; it must be a whole number >= 1 (default 768)",
+        ),
+        (
+            ["model.blocks_in_head=4"],
+            "model.blocks_in_head: 4 exceeds model.layers 3; a head owns 0 (only its norm and output layer) to 3 "
+            "blocks (a deep ensemble)",
+        ),
+        (
+            ["sparsity.density=0"],
+            "command line: sparsity.density: 0 is not allowed; it must be a number > 0 and <= 1 (default 1.0)",
+        ),
+        (
+            ["sparsity.density=1.5"],
+            "command line: sparsity.density: 1.5 is not allowed; it must be a number > 0 and <= 1 (default 1.0)",
+        ),
+        (
+            ["data.lanes=2", "train.micro_batch=1", "--dry-run", "--world", "3"],
+            "train.global_batch: 8 is not divisible by 3 ranks x train.micro_batch 1 = 3; world sizes that fit this "
+            "configuration: 1, 2; nearest global batches that fit: 6 and 9",
+        ),
+    ],
+)
+def test_one_clear_message_and_exit_code_2(arguments: list[str], message: str) -> None:
+    code, text = pretrain("configs/tiny.yaml", *arguments)
+    assert code == 2
+    assert message in [line.strip() for line in text.splitlines()]
+    assert "Traceback" not in text
+
+
+def test_missing_data_stops_a_run_but_not_a_plan() -> None:
+    code, text = pretrain("configs/tiny.yaml", "data.path=data/nowhere", "data.tokenizer=tokenizers/none.model")
+    assert code == 2
+    assert text == (
+        "2 errors in the configuration:\n"
+        "  data.path: data/nowhere is no prepared corpus, data/nowhere/train/manifest.json is missing; make it: "
+        "python launch/prepare.py text YOUR_TEXTS --out data/nowhere --name nowhere\n"
+        "  data.tokenizer: there is no file tokenizers/none.model; make it: python launch/prepare.py tokenizer "
+        "data/nowhere --out tokenizers/none.model --vocab-size 512\n"
+    )
+    assert pretrain("configs/tiny.yaml", "data.path=data/nowhere", "--dry-run")[0] == 0
+
+
+def test_a_missing_file_names_its_neighbour() -> None:
+    code, text = pretrain("configs/deemo.yaml")
+    assert code == 2
+    assert "configs/deemo.yaml: there is no such file; did you mean configs/demo.yaml?" in text
