@@ -33,7 +33,7 @@ data/kjv-raw/.done: | .venv/.installed
 	@touch $@
 
 data/kjv/.done: data/kjv-raw/.done
-	$(BIN)/python launch/prepare.py text data/kjv-raw --out data/kjv --name kjv
+	$(BIN)/python launch/prepare.py text data/kjv-raw --out data/kjv --name kjv --validation-share 0.05
 	@touch $@
 
 tokenizers/kjv.model: data/kjv/.done

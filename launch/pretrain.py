@@ -35,7 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--dry-run", action="store_true", help="print the resolved run and every derived number, and exit"
     )
     parser.add_argument("--world", type=int, help="with --dry-run: number of ranks to plan for")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def checked_config(arguments: argparse.Namespace, world: int) -> Config:
@@ -87,11 +87,15 @@ def main(arguments: list[str]) -> None:
         return
     if options.dry_run:
         print(render(make_plan(config, world), config))
+        for line in missing_files(config):
+            print(f"note: {line}")
         print(f"nothing was started. To train: torchrun launch/pretrain.py {options.config}")
         return
     try:
         code = run(config, command_line(), connect(config))
         disconnect()
+        if code is ExitCode.STOPPED:
+            report_failure("stopped early and saved; nothing failed: the same command goes on")
         leave(code)
     except DataError as error:
         fail(ExitCode.DATA, f"data error on rank {rank_of_launcher()}: {error}", every_rank=True)

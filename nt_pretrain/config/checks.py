@@ -174,6 +174,10 @@ def _optimizer(config: Config) -> list[str]:
     found = [
         f"optim.betas: {beta} must be below 1, or the moments never move" for beta in config.optim.betas if beta == 1.0
     ]
+    if config.sparsity.grow == "momentum" and config.sparsity.grown_moments != "warm":
+        found.append(
+            "sparsity.grow: momentum needs sparsity.grown_moments: warm, since otherwise inactive weights have no momentum"
+        )
     if set(config.run.name) == {"."}:
         found.append(f"run.name: {config.run.name!r} names no folder of its own below run.dir")
     return found

@@ -18,7 +18,8 @@ from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid
 from nt_pretrain.checkpoint.save import retain, save
 from nt_pretrain.config.load import load_config, to_yaml
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.loader import Batch, Position, TrainLoader, merge, unigram_counts, validation_batches
+from nt_pretrain.data.loader import Batch, TrainLoader, unigram_counts, validation_batches
+from nt_pretrain.data.position import Position, merge
 from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.eval.validate import unigram_loss, validate
 from nt_pretrain.observe.environment import collect
@@ -85,14 +86,14 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
         observer.warned(state.step, f"checkpoint skipped: {broken}")
     opening = first_line(rundir, state, found, config)
     console.event(opening)
-    observer.started(state.step, opening)
-    if ranks.rank == 0:
-        rundir.write_config(to_yaml(config))
-        rundir.write_environment(collect())
     if state.step >= config.total_steps:
         observer.ended("finished", state.step, 0, "already finished")
         console.plain(how_to_go_on(config, command))
         return ExitCode.FINISHED
+    observer.started(state.step, opening)
+    if ranks.rank == 0:
+        rundir.write_config(to_yaml(config))
+        rundir.write_environment(collect())
     validation = Validation(config, state, ranks)
     writer = Writer(config, state, ranks, rundir, observer, saved_as, meter)
     loader = TrainLoader(config, rank=ranks.rank, world=ranks.world, position=position)
@@ -137,8 +138,8 @@ class Validation:
         return values
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in validation_batches(self._config, rank=self._ranks.rank, world=self._ranks.world):
-            yield split_targets(batch.tokens, batch.documents)
+        for tokens, documents in validation_batches(self._config, rank=self._ranks.rank, world=self._ranks.world):
+            yield split_targets(tokens, documents)
 
 
 @dataclass

@@ -1,0 +1,1 @@
+def fetch_cc0(note): raise SystemExit("later")

@@ -1,0 +1,82 @@
+"""The manifest of a prepared split: what it holds, and a fingerprint by which a run knows its data again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nt_pretrain.data.errors import DataError
+
+FILE = "manifest.json"
+Format = Literal["text", "tokens"]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard: file name, documents, bytes and hash of the tar, hash of its index."""
+
+    name: str
+    documents: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens."""
+
+    version: int
+    name: str
+    split: str
+    format: Format
+    shards: list[ShardEntry]
+    sources: list[str]
+    split_rule: str
+    tool: str
+    tokenizer: str = ""
+    dtype: str = ""
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any byte of any shard, and with nothing else."""
+        text = "\n".join(f"{shard.name} {shard.sha256} {shard.index_sha256}" for shard in self.shards)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def to_text(self) -> str:
+        totals: dict[str, Any] = {"documents": self.documents, "bytes": sum(shard.bytes for shard in self.shards)}
+        return json.dumps({**asdict(self), **totals, "fingerprint": self.fingerprint}, indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a split.
+
+    Raises:
+        DataError: there is none, or it is not one of ours.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for derived in ("documents", "bytes", "fingerprint"):
+            content.pop(derived)
+        content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
+        found = Manifest(**content)
+    except FileNotFoundError:
+        raise DataError(f"{folder} is not prepared: {path} is missing; make it with launch/prepare.py text") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a manifest of this version ({error}); prepare the text again") from None
+    if not found.shards:
+        raise DataError(f"{folder} holds no documents; prepare more text, or a larger --validation-share")
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,95 @@
+"""Tar shards of documents with an index beside them: written reproducibly, read at any document.
+
+A shard is a plain WebDataset tar: members ``00000000.jsonl`` hold up to 256 rows ``{"text": ...}``, members
+``00000000.tokens`` up to 256 documents of token numbers. ``NAME.idx.npy`` beside it holds offset, size and CRC-32 of every
+document inside the tar, so a document is one positioned read, whatever came before.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nt_pretrain.data.errors import DataError
+
+DOCUMENTS_PER_MEMBER = 256
+INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
+
+
+def index_path(shard: Path) -> Path:
+    return shard.with_suffix(".idx.npy")
+
+
+def write_shard(path: Path, documents: Sequence[bytes], extension: str) -> None:
+    """Write encoded documents as tar ``path`` and its index; both appear complete or not at all.
+
+    The bytes depend on the documents alone: no time, owner or machine enters.
+    """
+    index = np.empty(len(documents), dtype=INDEX)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, start in enumerate(range(0, len(documents), DOCUMENTS_PER_MEMBER)):
+                part = documents[start : start + DOCUMENTS_PER_MEMBER]
+                info = tarfile.TarInfo(f"{number:08d}.{extension}")
+                info.size, info.mode = sum(map(len, part)), 0o644
+                offset = tar.offset + tarfile.BLOCKSIZE
+                tar.addfile(info, io.BytesIO(b"".join(part)))
+                for row, document in enumerate(part, start):
+                    index[row] = (offset, len(document), zlib.crc32(document))
+                    offset += len(document)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary_index = path.with_name(path.name + ".idx.tmp")
+    with temporary_index.open("wb") as file:
+        np.save(file, index)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary_index.rename(index_path(path))
+    temporary.rename(path)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that can be read at any document. Safe to use from several processes after a fork: reads are positioned."""
+
+    path: Path
+    index: np.ndarray
+    descriptor: int
+
+    @staticmethod
+    def open(path: Path) -> Shard:
+        try:
+            index = np.load(index_path(path), mmap_mode="r")
+            descriptor = os.open(path, os.O_RDONLY)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be opened: {error}; check it with launch/prepare.py verify") from None
+        return Shard(path, index, descriptor)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def document(self, number: int) -> bytes:
+        """The encoded document ``number`` of the shard.
+
+        Raises:
+            DataError: the bytes are not those that were written.
+        """
+        offset, size, crc = (int(value) for value in self.index[number])
+        content = os.pread(self.descriptor, size, offset)
+        if len(content) != size or zlib.crc32(content) != crc:
+            raise DataError(
+                f"{self.path}: document {number} (bytes {offset} to {offset + size}) is damaged: its checksum is not "
+                "that of the index. Run launch/prepare.py verify on the folder and make the shard again."
+            )
+        return content
