@@ -110,7 +110,7 @@ def last_validation(base: Config, name: str) -> dict[str, float] | None:
 def table(wanted: list[Job], path: str, base: Config) -> str:
     """Markdown: for each method and budget means over seeds, with the range."""
     rows = [
-        "| budget | method | steps | parameters, active | PFLOP | head perplexity | ensemble perplexity | disagreement |",
+        "| budget | method | steps | parameters, active | TFLOP | head perplexity | ensemble perplexity | disagreement |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups: dict[tuple[str, str], list[Job]] = {}
@@ -120,8 +120,8 @@ def table(wanted: list[Job], path: str, base: Config) -> str:
         runs = groups[budget, method]
         plan = make_plan(load_config(path, [*runs[0].overrides, f"train.steps={runs[0].steps}"]), 1)
         values = [found for job in runs if (found := last_validation(base, job.name))]
-        cells = [budget, method, f"{runs[0].steps:,}", f"{plan.parameters_active:,}"]
-        cells.append(f"{plan.flops_per_token_dense * plan.tokens_per_step * runs[0].steps / 1e15:.2f}")
+        cells = [budget, method, f"{runs[0].steps:,}", f"{plan.accounts.all.active:,}"]
+        cells.append(f"{plan.flops_per_token_dense * plan.tokens_per_step * runs[0].steps / 1e12:.1f}")
         for key, exponential in (("loss_mean_head", True), ("loss_ensemble", True), ("disagreement", False)):
             numbers = [float(value[f"validation/{key}"]) for value in values if f"validation/{key}" in value]
             cells.append(spread([math.exp(n) for n in numbers] if exponential else numbers))
