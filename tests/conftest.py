@@ -21,7 +21,7 @@ ENDINGS = "in the morning,and rejoiced,for many days,as it was written,with all 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus of about 400 short documents with a tokenizer of 256 pieces."""
+    """A prepared corpus of about 400 short documents with a tokenizer of 320 pieces."""
 
     text: Path
     data: Path
@@ -29,7 +29,7 @@ class Corpus:
 
     @property
     def overrides(self) -> list[str]:
-        return [f"data.path={self.data}", f"data.tokenizer={self.tokenizer}", "model.vocab_size=256"]
+        return [f"data.path={self.data}", f"data.tokenizer={self.tokenizer}", "model.vocab_size=320"]
 
 
 def documents(count: int, seed: int) -> list[str]:
@@ -64,7 +64,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     found = Corpus(text, folder / "data", folder / "small.model")
     command("launch/prepare.py", "text", str(text), "--out", str(found.data), "--name", "small")
     command(
-        "launch/prepare.py", "tokenizer", str(found.data), "--out", str(found.tokenizer), "--vocab-size", "256",
+        "launch/prepare.py", "tokenizer", str(found.data), "--out", str(found.tokenizer), "--vocab-size", "320",
         "--kind", "unigram",
     )  # fmt: skip
     return found
