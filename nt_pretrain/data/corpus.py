@@ -14,8 +14,8 @@ from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import Shard
 from nt_pretrain.data.tokenizer import Tokenizer
 
-OPEN_SHARDS = 64
-"""Shards kept open at once; each costs a file descriptor and the pages of its index that were touched."""
+OPEN_SHARDS = 256
+"""Shards kept open at once; each costs two file descriptors (a process may commonly have 1,024)."""
 
 
 @dataclass
@@ -55,18 +55,19 @@ class Split:
         return decode_row(content, self.folder / self.manifest.shards[shard].name, document)
 
     def _shard(self, number: int) -> Shard:
-        if number not in self._open:
+        shard = self._open.pop(number, None)
+        if shard is None:
             if len(self._open) >= OPEN_SHARDS:
                 self._open.pop(next(iter(self._open))).close()
             entry = self.manifest.shards[number]
             shard = Shard.open(self.folder / entry.name)
             if len(shard) != entry.documents:
                 raise DataError(
-                    f"{shard.path}: its index has {len(shard)} documents, the manifest {entry.documents}; the folder was "
-                    "changed after it was prepared. Run launch/prepare.py verify."
+                    f"{shard.path}: its index has {len(shard)} documents, the manifest {entry.documents}; the folder "
+                    "was changed after it was prepared. Run launch/prepare.py verify."
                 )
-            self._open[number] = shard
-        return self._open[number]
+        self._open[number] = shard  # last in the dictionary: the one used last
+        return shard
 
 
 def decode_row(content: bytes, shard: Path, document: int) -> str:
@@ -76,7 +77,10 @@ def decode_row(content: bytes, shard: Path, document: int) -> str:
         DataError: it is no JSON object with a text.
     """
     try:
-        return str(json.loads(content)["text"])
+        text = json.loads(content)["text"]
+        if not isinstance(text, str):
+            raise TypeError("its text is not a string")
+        return text
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{shard}: document {document} is no row with a text: {error}") from None
 
@@ -89,7 +93,8 @@ def order_of(split: Split, *, seed: int, lanes: int, window: int) -> Order:
     """
     if split.manifest.documents < lanes:
         raise DataError(
-            f"{split.folder} holds {split.manifest.documents} documents, too few for {lanes} lanes; set data.lanes to at "
-            "most that, or prepare more text"
+            f"{split.folder} holds {split.manifest.documents} documents, too few for {lanes} lanes. Set data.lanes to "
+            "at most that; or prepare more text; or cut long texts into more documents (launch/prepare.py text "
+            "--document-characters)"
         )
     return Order([shard.documents for shard in split.manifest.shards], seed, lanes, window)

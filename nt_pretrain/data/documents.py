@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def read_documents(
                 if number % 64 == 0:
                     at(raw.tell())
                 yield document
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
@@ -210,10 +211,12 @@ def _unpacked(raw: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    held: list[bytes] = []
     for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line + b"\n"
-    if rest:
-        yield rest
+        for line in io.BytesIO(chunk):
+            held.append(line)
+            if line.endswith(b"\n"):
+                yield b"".join(held)
+                held = []
+    if held:
+        yield b"".join(held)

@@ -1,13 +1,12 @@
 """Batches of a rank: reader processes, exact order, and the position that goes with each batch.
 
-The global batch is a list of sequences ordered by lane. Rank r of R serves lanes r C / R to (r + 1) C / R - 1, so the ranks'
-batches laid end to end are the global batch at every R. Each reader process serves some of its rank's lanes and hands
-over their part of every batch; which process serves which lane changes nothing.
+The global batch is a list of sequences ordered by lane. Rank r of R serves lanes r C / R to (r + 1) C / R - 1, so the
+ranks' batches laid end to end are the global batch at every R. Each reader process serves some of its rank's lanes and
+hands over their part of every batch; which process serves which lane changes nothing.
 """
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.order import Order
 from nt_pretrain.data.position import Plan, Position
 from nt_pretrain.data.text import PADDING, Cursor, Sequence, packed, truncated
 from nt_pretrain.data.tokenizer import load_tokenizer
@@ -44,68 +44,100 @@ class LaneSource(webdataset.PipelineStage):
     WebDataset's own sources split shards among ranks and shuffle with hidden state; neither can be resumed exactly.
     """
 
-    def __init__(self, config: Config, folder: Path, lane: int, cursor: Cursor) -> None:
-        self._config, self._folder, self._lane, self._cursor = config, folder, lane, cursor
+    def __init__(self, config: Config, split: Split, order: Order, lane: int, cursor: Cursor) -> None:
+        self._config, self._split, self._order, self._lane, self._cursor = config, split, order, lane, cursor
 
     def run(self) -> Iterator[Sequence]:
-        data = self._config.data
-        split = Split.open(self._folder, load_tokenizer(data.tokenizer))
-        order = order_of(split, seed=self._config.run.seed, lanes=self._config.lanes, window=data.window)
-        first, stop = order.lane_bounds(self._lane)
-
         def read(epoch: int, position: int) -> np.ndarray:
-            return split.tokens(*order.document(epoch, self._lane, position))
+            return self._split.tokens(*self._order.document(epoch, self._lane, position))
 
-        make = packed if data.packing == "pack" else truncated
-        yield from make(read, stop - first, self._cursor, data.sequence_length)
+        make = packed if self._config.data.packing == "pack" else truncated
+        yield from make(read, self._order.lane_documents(self._lane), self._cursor, self._config.data.sequence_length)
 
 
-class _Reader(IterableDataset[dict[int, list[Sequence]]]):
+@dataclass(frozen=True)
+class _Part:
+    """One reader's part of a batch, as a few tensors.
+
+    Tensors travel in shared memory, and a message of some hundred bytes goes through the queue. A reader that is killed
+    thus cannot leave half a message behind, on which its rank would wait for ever.
+
+    Attributes:
+        tokens, documents: [lanes, sequences per lane, T + 1] int32.
+        cursors: [lanes, 3] int64, (epoch, document, offset) after the batch.
+        error: if not empty, why there is nothing.
+    """
+
+    tokens: Tensor
+    documents: Tensor
+    cursors: Tensor
+    error: str = ""
+
+
+_NOTHING = torch.empty(0)
+
+
+class _Reader(IterableDataset[_Part]):
     """In each reader process: for every batch the sequences of the lanes that this process serves."""
 
     def __init__(self, config: Config, folder: Path, cursors: dict[int, Cursor]) -> None:
         self._config, self._folder, self._cursors = config, folder, cursors
 
-    def __iter__(self) -> Iterator[dict[int, list[Sequence]]]:
+    def __iter__(self) -> Iterator[_Part]:
         info = get_worker_info()
-        lanes = sorted(self._cursors)[info.id :: info.num_workers] if info else sorted(self._cursors)
-        sources = {
-            lane: iter(webdataset.DataPipeline(LaneSource(self._config, self._folder, lane, self._cursors[lane])))
-            for lane in lanes
-        }
+        mine = sorted(self._cursors)[info.id :: info.num_workers] if info else sorted(self._cursors)
+        try:
+            pipelines = self._pipelines(mine)
+            while True:
+                yield self._next(pipelines)
+        except (DataError, OSError) as error:
+            # Exceptions lose their type and gain a traceback on the way out of a reader process.
+            yield _Part(_NOTHING, _NOTHING, _NOTHING, str(error))
+
+    def _pipelines(self, lanes: list[int]) -> list[Iterator[Sequence]]:
+        config = self._config
+        # Lanes share one tokenizer and the open shards, or files would be open lanes times over.
+        split = Split.open(self._folder, load_tokenizer(config.data.tokenizer))
+        order = order_of(split, seed=config.run.seed, lanes=config.lanes, window=config.data.window)
+        sources = (LaneSource(config, split, order, lane, self._cursors[lane]) for lane in lanes)
+        return [iter(webdataset.DataPipeline(source)) for source in sources]
+
+    def _next(self, pipelines: list[Iterator[Sequence]]) -> _Part:
         each = self._config.train.global_batch // self._config.lanes
-        while True:
-            try:
-                batch = {lane: [next(source) for _ in range(each)] for lane, source in sources.items()}
-            except DataError as error:
-                # Exceptions lose their type and gain a traceback on the way out of a reader process.
-                yield {-1: [str(error)]}  # type: ignore[list-item]
-                return
-            yield batch
+        sequences = [[next(pipeline) for _ in range(each)] for pipeline in pipelines]
+        ends = [lane[-1].after for lane in sequences]
+        tokens, documents = _stack([sequence for lane in sequences for sequence in lane])
+        shape = (len(pipelines), each, self._config.data.sequence_length + 1)
+        cursors = torch.tensor([[end.epoch, end.document, end.offset] for end in ends])
+        return _Part(tokens.view(shape), documents.view(shape), cursors)
 
 
 class TrainLoader:
-    """Endless training batches of this rank.
+    """Endless training batches of this rank; every iteration starts at ``position``.
 
     Args:
         rank, world: this rank among those that read different data.
-        position: where to go on; None: from the start.
+        position: where to go on (of all lanes, or at least of this rank's); None: from the start.
 
     Raises:
-        DataError: the data is not there, or the position belongs to other data.
+        DataError: the data is not there, or the position belongs to other data or options.
     """
 
     def __init__(self, config: Config, *, rank: int, world: int, position: Position | None) -> None:
+        lanes, data = config.lanes, config.data
+        assert lanes % world == 0, f"{world} ranks cannot share {lanes} lanes equally"
+        assert config.train.global_batch % lanes == 0, (
+            f"{lanes} lanes cannot share {config.train.global_batch} sequences"
+        )
         self._config = config
-        self._folder = Path(config.data.path) / "train"
-        tokenizer = load_tokenizer(config.data.tokenizer)
+        self._folder = Path(data.path) / "train"
+        tokenizer = load_tokenizer(data.tokenizer)
         if tokenizer.size != config.model.vocab_size:
             raise DataError(
-                f"{config.data.tokenizer} has {tokenizer.size} pieces, model.vocab_size is {config.model.vocab_size}; "
+                f"{data.tokenizer} has {tokenizer.size} pieces, model.vocab_size is {config.model.vocab_size}; "
                 f"set model.vocab_size={tokenizer.size}"
             )
         split = Split.open(self._folder, tokenizer)
-        lanes, data = config.lanes, config.data
         order_of(split, seed=config.run.seed, lanes=lanes, window=data.window)
         self._plan = Plan(
             split.manifest.fingerprint, tokenizer.sha256, config.run.seed, lanes, data.window, data.sequence_length,
@@ -113,27 +145,35 @@ class TrainLoader:
         )  # fmt: skip
         if position is not None:
             position.check(self._plan)
-        self._batch = position.batch if position else 0
-        mine = range(rank * lanes // world, (rank + 1) * lanes // world)
-        self._cursors = {lane: position.cursors[lane] if position else Cursor() for lane in mine}
+        self._batches_before = position.batch if position else 0
+        self._lanes = range(rank * lanes // world, (rank + 1) * lanes // world)
+        self._cursors = {lane: position.cursors[lane] if position else Cursor() for lane in self._lanes}
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = min(self._config.data.workers, len(self._cursors))
+        workers = min(self._config.data.workers, len(self._lanes))
         reader = _Reader(self._config, self._folder, self._cursors)
         parts = iter(_processes(reader, workers, self._config.data.prefetch_batches))
+        batch = self._batches_before
         while True:
-            lanes: dict[int, list[Sequence]] = {}
-            for _ in range(max(1, workers)):
-                lanes |= _next_part(parts)
-            if -1 in lanes:
-                raise DataError(str(lanes[-1][0]))
-            self._batch += 1
-            sequences = [sequence for lane in sorted(lanes) for sequence in lanes[lane]]
-            cursors = {lane: lanes[lane][-1].after for lane in lanes}
-            yield Batch(*_stack(sequences), Position(self._plan, self._batch, cursors))
+            batch += 1
+            yield self._assemble([_next_part(parts) for _ in range(max(1, workers))], batch)
+
+    def _assemble(self, parts: list[_Part], batch: int) -> Batch:
+        """Lanes in their order from the readers' parts: reader w of W serves the w-th, (w + W)-th, ... lane."""
+        count, length = len(self._lanes), self._config.data.sequence_length + 1
+        tokens = torch.empty(count, self._config.train.global_batch // self._config.lanes, length, dtype=torch.int32)
+        documents = torch.empty_like(tokens)
+        cursors = torch.empty(count, 3, dtype=torch.int64)
+        for worker, part in enumerate(parts):
+            tokens[worker :: len(parts)] = part.tokens
+            documents[worker :: len(parts)] = part.documents
+            cursors[worker :: len(parts)] = part.cursors
+        after = {lane: Cursor(*values) for lane, values in zip(self._lanes, cursors.tolist(), strict=True)}
+        position = Position(self._plan, batch, after)
+        return Batch(tokens.view(-1, length), documents.view(-1, length), position)
 
 
-def _processes(reader: _Reader, workers: int, prefetch: int) -> DataLoader[Any]:
+def _processes(reader: _Reader, workers: int, prefetch: int) -> DataLoader[_Part]:
     if workers == 0:
         return DataLoader(reader, batch_size=None)
     context = multiprocessing.get_context("forkserver")
@@ -152,15 +192,30 @@ def _quiet(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _next_part(parts: Iterator[Any]) -> dict[int, list[Sequence]]:
+def _next_part(parts: Iterator[Any]) -> _Part:
+    """The next reader's part.
+
+    Raises:
+        DataError: the reader met bad data, or has died.
+    """
     try:
-        return next(parts)  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        raise DataError(f"a reader process ended: {error}. Out of memory? Try data.workers=0.") from None
+        part: _Part = next(parts)
+    except (RuntimeError, OSError, EOFError) as error:
+        # OSError and EOFError: it died with its part made but not fetched.
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            raise
+        raise DataError(
+            f"a reader process ended unexpectedly ({str(error) or type(error).__name__}). The usual cause is memory: "
+            "look for it in the system's log, lower data.prefetch_batches, or read in the training process with "
+            "data.workers=0. The same command goes on from the last checkpoint."
+        ) from None
+    if part.error:
+        raise DataError(part.error)
+    return part
 
 
 def _stack(sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
-    tokens = torch.from_numpy(np.stack([each.tokens for each in sequences]).astype(np.int32))
+    tokens = torch.from_numpy(np.stack([each.tokens for each in sequences]).astype(np.int32, copy=False))
     return tokens, torch.from_numpy(np.stack([each.documents for each in sequences]))
 
 
@@ -169,14 +224,14 @@ def validation_batches(config: Config, *, rank: int, world: int) -> Iterator[tup
 
     Every rank yields the same number of batches; sequences that only fill up a batch are all padding. Documents come in
     the order of the shards, each once: where there is less text than ``eval.sequences``, what there is.
+
+    Raises:
+        DataError: the validation split cannot be read, or holds less than one sequence.
     """
-    size = config.eval.micro_batch
+    size, length = config.eval.micro_batch, config.data.sequence_length + 1
     sequences = _validation_sequences(config)
-    rounds = math.ceil(len(sequences) / (world * size))
-    length = config.data.sequence_length + 1
     filler = Sequence(np.zeros(length, np.int32), np.full(length, PADDING, np.int32), Cursor())
-    for number in range(rounds):
-        first = (number * world + rank) * size
+    for first in range(rank * size, -(-len(sequences) // (world * size)) * world * size, world * size):
         batch = sequences[first : first + size]
         yield _stack(batch + [filler] * (size - len(batch)))
 
@@ -188,17 +243,19 @@ def _validation_sequences(config: Config) -> list[Sequence]:
     places = [(n, d) for n, shard in enumerate(split.manifest.shards) for d in range(shard.documents)]
 
     def read(epoch: int, position: int) -> np.ndarray:
+        if epoch:
+            raise _AllRead
         return split.tokens(*places[position])
 
     make = packed if data.packing == "pack" else truncated
     found: list[Sequence] = []
-    for sequence in make(read, len(places), Cursor(), data.sequence_length):
-        # The text is used once: a sequence that reaches into a second epoch is not part of the set.
-        if sequence.after.epoch and sequence.after != Cursor(1, 0, 0):
-            break
-        found.append(sequence)
-        if len(found) == config.eval.sequences or sequence.after.epoch:
-            break
+    try:
+        for sequence in make(read, len(places), Cursor(), data.sequence_length):
+            found.append(sequence)
+            if len(found) == config.eval.sequences:
+                break
+    except _AllRead:
+        pass
     if not found:
         raise DataError(
             f"{split.folder}: less than one sequence of {data.sequence_length} tokens; prepare more text or a larger "
@@ -207,8 +264,15 @@ def _validation_sequences(config: Config) -> list[Sequence]:
     return found
 
 
+class _AllRead(Exception):
+    """Every validation document was read once."""
+
+
 def unigram_counts(config: Config, limit: int) -> np.ndarray:
-    """How often each token occurs in the first training documents, up to ``limit`` tokens: [vocabulary] int64."""
+    """How often each token occurs in the first ``limit`` training tokens, in the order of the shards.
+
+    Returns [vocabulary] int64.
+    """
     data = config.data
     split = Split.open(Path(data.path) / "train", load_tokenizer(data.tokenizer))
     counts = np.zeros(config.model.vocab_size, dtype=np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,19 +26,33 @@ class ShardEntry:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One input: its name, files, bytes, and a hash of the names and contents of its files in their order."""
+
+    name: str
+    files: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens."""
+    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens.
+
+    ``problems`` counts what was left out of the sources, or mended, for both splits together.
+    """
 
     version: int
     name: str
     split: str
     format: Format
     shards: list[ShardEntry]
-    sources: list[str]
+    sources: list[Source]
     split_rule: str
     tool: str
     tokenizer: str = ""
     dtype: str = ""
+    problems: dict[str, int] = field(default_factory=dict)
 
     @property
     def documents(self) -> int:
@@ -64,17 +78,24 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        for derived in ("documents", "bytes", "fingerprint"):
-            content.pop(derived)
+        derived = {name: content.pop(name) for name in ("documents", "bytes", "fingerprint")}
         content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
+        content["sources"] = [_source(entry) for entry in content["sources"]]
         found = Manifest(**content)
     except FileNotFoundError:
         raise DataError(f"{folder} is not prepared: {path} is missing; make it with launch/prepare.py text") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a manifest of this version ({error}); prepare the text again") from None
+    if derived["fingerprint"] != found.fingerprint:
+        raise DataError(f"{path} was changed after it was written: its fingerprint does not fit its shards")
     if not found.shards:
         raise DataError(f"{folder} holds no documents; prepare more text, or a larger --validation-share")
     return found
+
+
+def _source(entry: Any) -> Source:
+    # Version 0.1.0 wrote names only.
+    return Source(entry, 1, 0, "") if isinstance(entry, str) else Source(**entry)
 
 
 def file_sha256(path: Path) -> str:

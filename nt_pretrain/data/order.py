@@ -9,7 +9,6 @@ known without what came before.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,29 +27,31 @@ def permutation(count: int, *key: object) -> np.ndarray:
     return np.argsort(x, kind="stable")
 
 
-@dataclass
 class Order:
     """Order of the documents of a corpus.
 
     Args:
         shard_sizes: documents of each shard, in the order of the manifest.
-        lanes: parallel streams.
+        seed: another one gives another order.
+        lanes: parallel streams, at most as many as documents.
         window: documents permuted together inside a lane.
     """
 
-    shard_sizes: list[int]
-    seed: int
-    lanes: int
-    window: int
-    _epoch: int = field(default=-1, init=False)
-    _shards: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64), init=False)
-    _ends: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64), init=False)
-    _windows: dict[int, tuple[int, int, np.ndarray]] = field(default_factory=dict, init=False)
+    def __init__(self, shard_sizes: list[int], seed: int, lanes: int, window: int) -> None:
+        self.lanes, self.window = lanes, window
+        self._sizes, self._seed = np.asarray(shard_sizes, dtype=np.int64), seed
+        self._documents = int(self._sizes.sum())
+        assert 1 <= lanes <= self._documents, f"{lanes} lanes, {self._documents} documents"
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._windows: dict[int, tuple[int, int, np.ndarray]] = {}
 
     def lane_bounds(self, lane: int) -> tuple[int, int]:
         """First and last-plus-one document of ``lane`` in the line of an epoch; the same in every epoch."""
-        total = sum(self.shard_sizes)
-        return total * lane // self.lanes, total * (lane + 1) // self.lanes
+        return self._documents * lane // self.lanes, self._documents * (lane + 1) // self.lanes
+
+    def lane_documents(self, lane: int) -> int:
+        first, stop = self.lane_bounds(lane)
+        return stop - first
 
     def document(self, epoch: int, lane: int, position: int) -> tuple[int, int]:
         """(shard, document in it) at ``position`` of ``lane`` in ``epoch``."""
@@ -59,13 +60,20 @@ class Order:
         known = self._windows.get(lane)
         if known is None or known[:2] != (epoch, number):
             length = min(self.window, stop - first - number * self.window)
-            known = epoch, number, permutation(length, self.seed, "window", epoch, lane, number)
+            known = epoch, number, permutation(length, self._seed, "window", epoch, lane, number)
             self._windows[lane] = known
-        if epoch != self._epoch:
-            self._shards = permutation(len(self.shard_sizes), self.seed, "shards", epoch)
-            self._ends = np.cumsum(np.asarray(self.shard_sizes, dtype=np.int64)[self._shards])
-            self._epoch = epoch
+        shards, ends = self._line(epoch)
         place = first + number * self.window + int(known[2][inside])
-        slot = int(np.searchsorted(self._ends, place, side="right"))
-        shard = int(self._shards[slot])
-        return shard, place - (int(self._ends[slot]) - self.shard_sizes[shard])
+        slot = int(np.searchsorted(ends, place, side="right"))
+        shard = int(shards[slot])
+        return shard, place - (int(ends[slot]) - int(self._sizes[shard]))
+
+    def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards of an epoch in their order, and the number of documents up to the end of each."""
+        if epoch not in self._epochs:
+            # Lanes end an epoch at different times, so two are in use at once; more are never needed for long.
+            while len(self._epochs) >= 4:
+                self._epochs.pop(min(self._epochs))
+            shards = permutation(len(self._sizes), self._seed, "shards", epoch)
+            self._epochs[epoch] = shards, np.cumsum(self._sizes[shards])
+        return self._epochs[epoch]

@@ -36,7 +36,10 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Position:
-    """After ``batch`` global batches: the cursor of each lane that is known (a rank knows its own, a checkpoint all)."""
+    """After ``batch`` global batches: the cursor of every lane that is known.
+
+    A rank knows its own lanes, a checkpoint all of them.
+    """
 
     plan: Plan
     batch: int
@@ -48,8 +51,19 @@ class Position:
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Position:
-        cursors = {int(lane): Cursor(*values) for lane, values in content["cursors"].items()}
-        return Position(Plan(**content["plan"]), content["batch"], cursors)
+        """The position that :meth:`to_json` wrote.
+
+        Raises:
+            DataError: it is of another version.
+        """
+        try:
+            cursors = {int(lane): Cursor(*values) for lane, values in content["cursors"].items()}
+            return Position(Plan(**content["plan"]), content["batch"], cursors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"the checkpoint's place in the data cannot be read ({error!r}); another version of this program wrote "
+                "it. Start a new run with another run.name."
+            ) from None
 
     def check(self, plan: Plan) -> None:
         """Raise if this position was made under another plan.

@@ -94,7 +94,7 @@ class Shard:
         if len(content) != size or zlib.crc32(content) != crc:
             reason = "the file ends before it" if len(content) != size else "its checksum is not that of the index"
             raise DataError(
-                f"{where} is damaged: {reason}. Run launch/prepare.py verify on the corpus and prepare it again, or copy "
-                "this file again."
+                f"{where} is damaged: {reason}. Run launch/prepare.py verify on the corpus and prepare it again, or "
+                "copy this file again."
             )
         return content

@@ -45,7 +45,9 @@ def packed(read: Read, documents_of_lane: int, cursor: Cursor, length: int) -> I
     epoch, document, offset = cursor.epoch, cursor.document, cursor.offset
     tokens = read(epoch, document)
     while True:
-        parts, numbers, missing = [], [], length + 1
+        parts: list[np.ndarray] = []
+        numbers: list[np.ndarray] = []
+        missing = length + 1
         while missing:
             piece = tokens[offset : offset + missing]
             parts.append(piece)

@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 
 from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.files import whole_file
 
 PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
 """Numbers of the control pieces in every tokenizer trained here."""
@@ -77,10 +78,9 @@ def train_tokenizer(
                 used += len(line.encode())
                 yield line
 
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with whole_file(out) as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=limited(), model_writer=file, vocab_size=vocab_size, model_type=kind,
                 byte_fallback=True, character_coverage=0.9999, num_threads=1, shuffle_input_sentence=False,
@@ -89,8 +89,6 @@ def train_tokenizer(
                 minloglevel=2,
             )  # fmt: skip
     except (RuntimeError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
         raise DataError(f"no tokenizer of {vocab_size} pieces from {used:,} bytes of text: {reason}") from None
-    temporary.rename(out)
     return used
