@@ -24,7 +24,9 @@ def start(ranks: int, folder: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start ``torchrun launch/pretrain.py configs/tiny.yaml`` with output in FOLDER/console.log."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    arguments += ["launch/pretrain.py", TINY, f"run.dir={folder.parent}", f"run.name={folder.name}", *overrides]
+    # One thread a rank: the order of additions in a kernel must not depend on the cores of the machine.
+    arguments += ["launch/pretrain.py", TINY, f"run.dir={folder.parent}", f"run.name={folder.name}"]
+    arguments += ["run.threads_per_rank=1", *overrides]
     with (folder / "console.log").open("a") as log:
         return subprocess.Popen(
             arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}

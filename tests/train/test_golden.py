@@ -30,6 +30,7 @@ def test_losses_are_those_of_the_golden_file(corpus, tmp_path):
     assert len(found) == 100 and found[-1] < found[0] - 0.5, "the model learns"
     if os.environ.get("NT_PRETRAIN_RENEW_GOLDEN"):
         content = {"machine": machine(), "losses": [x.hex() for x in found], "digests": digests}
+        GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(content, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     expected = [float.fromhex(text) for text in golden["losses"]]
