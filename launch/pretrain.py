@@ -12,6 +12,8 @@ import shlex
 import sys
 import traceback
 
+import torch
+
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.config.checks import missing_files, problems
 from nt_pretrain.config.errors import ConfigErrors
@@ -48,6 +50,8 @@ def checked_config(arguments: argparse.Namespace, world: int) -> Config:
     wrong = problems(config, world_size=world)
     if not arguments.dry_run:
         wrong += missing_files(config)
+        if config.run.device == "cuda" and not torch.cuda.is_available():
+            wrong.append("run.device: cuda, but torch finds no CUDA device here; set run.device=auto or cpu")
     if wrong:
         raise ConfigErrors(wrong)
     return config

@@ -1,8 +1,8 @@
 """Compare methods on one text: python launch/quality.py CONFIG [--seeds 0 1] [--at-once 2] [section.key=value ...]
 
 Trains, with the options of CONFIG (a NeuroTrails run), a single dense model, a TreeNet, a deep ensemble and NeuroTrails
-itself, each seed, twice: at equal steps, and at equal executed FLOPs (dense matrix products; masks save none). Every run
-is one process on one core; --at-once of them run side by side. Runs that are finished are not repeated, so the same
+itself, each seed, twice: at equal steps, and at equal executed FLOPs (dense matrix products; masks save none). Every
+run is one process on one core; --at-once of them run side by side. Runs that are finished are not repeated, so the same
 command goes on after an interruption. Prints a table in Markdown; docs/QUALITY.md holds one.
 """
 
@@ -110,7 +110,7 @@ def last_validation(base: Config, name: str) -> dict[str, float] | None:
 def table(wanted: list[Job], path: str, base: Config) -> str:
     """Markdown: for each method and budget means over seeds, with the range."""
     rows = [
-        "| budget | method | steps | parameters, active | TFLOP | head perplexity | ensemble perplexity | disagreement |",
+        "| budget | method | steps | active parameters | TFLOP | head perplexity | ensemble | disagreement |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups: dict[tuple[str, str], list[Job]] = {}

@@ -13,10 +13,44 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SUBJECTS = "the king,a shepherd,my brother,the old prophet,her servant,the people,a stranger,the watchman".split(",")
-VERBS = "went up to,spoke against,remembered,gathered before,turned away from,built,blessed,could not find".split(",")
-OBJECTS = "the city,the mountain,an altar,the gate,their fathers,the river,a great house,the wilderness".split(",")
-ENDINGS = "in the morning,and rejoiced,for many days,as it was written,with all his heart,and was silent".split(",")
+SUBJECTS = [
+    "the king",
+    "a shepherd",
+    "my brother",
+    "the old prophet",
+    "her servant",
+    "the people",
+    "a stranger",
+    "the watchman",
+]
+VERBS = [
+    "went up to",
+    "spoke against",
+    "remembered",
+    "gathered before",
+    "turned away from",
+    "built",
+    "blessed",
+    "could not find",
+]
+OBJECTS = [
+    "the city",
+    "the mountain",
+    "an altar",
+    "the gate",
+    "their fathers",
+    "the river",
+    "a great house",
+    "the wilderness",
+]
+ENDINGS = [
+    "in the morning",
+    "and rejoiced",
+    "for many days",
+    "as it was written",
+    "with all his heart",
+    "and was silent",
+]
 
 
 @dataclass(frozen=True)

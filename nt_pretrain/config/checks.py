@@ -176,7 +176,7 @@ def _optimizer(config: Config) -> list[str]:
     ]
     if config.sparsity.grow == "momentum" and config.sparsity.grown_moments != "warm":
         found.append(
-            "sparsity.grow: momentum needs sparsity.grown_moments: warm, since otherwise inactive weights have no momentum"
+            "sparsity.grow: momentum needs sparsity.grown_moments: warm; otherwise inactive weights have no momentum"
         )
     if set(config.run.name) == {"."}:
         found.append(f"run.name: {config.run.name!r} names no folder of its own below run.dir")

@@ -64,7 +64,9 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     requests.listen()
     state = fresh_state(config, ranks)
     saved_as = identity(config, load_tokenizer(config.data.tokenizer).sha256)
-    for leftover in on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints)):
+    for leftover in on_first(
+        ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints)
+    ):
         console.event(leftover, level="warning")
     found = newest_valid(rundir.checkpoints, group=ranks.control)
     position = resume(state, found, config, saved_as, ranks) if found else None

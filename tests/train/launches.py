@@ -29,7 +29,12 @@ def start(ranks: int, folder: Path, *overrides: str) -> subprocess.Popen[str]:
     arguments += ["run.threads_per_rank=1", *overrides]
     with (folder / "console.log").open("a") as log:
         return subprocess.Popen(
-            arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            arguments,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
 

@@ -1,7 +1,7 @@
 """100 losses of configs/tiny.yaml, kept in a file: a change that should not alter numerics must not alter them.
 
-To renew the file after a change that should: NT_PRETRAIN_RENEW_GOLDEN=1 pytest tests/train/test_golden.py, and say why in
-the commit.
+To renew the file after a change that should: NT_PRETRAIN_RENEW_GOLDEN=1 pytest tests/train/test_golden.py, and say why
+in the commit.
 """
 
 import json

@@ -58,9 +58,10 @@ def test_a_signal_to_one_rank_saves_and_exits_with_75(corpus, undisturbed, numbe
     assert (RunDir(folder).checkpoints / f"step_{status.step:08d}").is_dir()
     if number is signal.SIGINT:
         launches.finish(launches.start(2, folder, *corpus.overrides, *OPTIONS), folder)
-        assert f"from step {status.step} (step_{status.step:08d}); configuration unchanged" in (
-            folder / "console.log"
-        ).read_text()
+        assert (
+            f"from step {status.step} (step_{status.step:08d}); configuration unchanged"
+            in (folder / "console.log").read_text()
+        )
         launches.assert_same_run(undisturbed, folder, STEPS)
 
 
@@ -111,4 +112,4 @@ def test_another_model_is_refused_by_name(corpus, undisturbed):
     launches.finish(process, undisturbed, expect=1)
     text = launches.tail(undisturbed)
     assert "belongs to another model" in text and "model.heads: checkpoint 3, this run 2" in text
-    assert "Traceback (most recent call last):\n  File \"" + str(launches.ROOT / "launch") not in text
+    assert 'Traceback (most recent call last):\n  File "' + str(launches.ROOT / "launch") not in text

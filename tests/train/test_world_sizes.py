@@ -1,4 +1,4 @@
-"""Whole runs by torchrun at 1, 2 and 4 ranks with parallel.deterministic_reduce are bit-identical, from data to weights."""
+"""Whole runs at 1, 2 and 4 ranks with parallel.deterministic_reduce are bit-identical, from data to weights."""
 
 import pytest
 
