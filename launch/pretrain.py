@@ -24,7 +24,14 @@ from nt_pretrain.observe.exitcodes import ExitCode, report_failure
 from nt_pretrain.parallel.mesh import connect, disconnect, rank_of_launcher, world_size_of_launcher
 from nt_pretrain.train.loop import DivergedError
 from nt_pretrain.train.plan import make_plan, render
-from nt_pretrain.train.run import run
+from nt_pretrain.train.run import exit_code_of, run
+
+KINDS = {
+    DataError: "data error",
+    CheckpointError: "checkpoint error",
+    DivergedError: "the run diverged (its last checkpoint is good; lower optim.lr or optim.clip)",
+    ConfigErrors: "configuration error",
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -66,54 +73,46 @@ def command_line() -> str:
     return shlex.join(["torchrun", *where.split(), "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], *sys.argv])
 
 
-def leave(code: int) -> None:
-    """End this process at once. gloo's threads can abort a process that ends the slow way after all work is done."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def fail(code: ExitCode, message: str, *, every_rank: bool = False) -> None:
-    """Say what is wrong and end. What is wrong on all ranks alike is said by rank 0 only."""
+def fail(code: int, message: str, *, every_rank: bool = False) -> int:
+    """Say what is wrong; returns the exit code. What is wrong on all ranks alike is said by rank 0 only."""
     if every_rank or rank_of_launcher() == 0:
         print(message, file=sys.stderr)
         report_failure(message)
-    leave(code)
+    return code
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code (docs/RUNDIR.md)."""
     options = parse(arguments)
     world = options.world or world_size_of_launcher()
     try:
         config = checked_config(options, world)
     except ConfigErrors as error:
-        fail(ExitCode.CONFIGURATION, str(error))
-        return
+        return fail(ExitCode.CONFIGURATION, str(error))
     if options.dry_run:
         print(render(make_plan(config, world), config))
         for line in missing_files(config):
             print(f"note: {line}")
         print(f"nothing was started. To train: torchrun launch/pretrain.py {options.config}")
-        return
+        return 0
     try:
         code = run(config, command_line(), connect(config))
         disconnect()
         if code is ExitCode.STOPPED:
             report_failure("stopped early and saved; nothing failed: the same command goes on")
-        leave(code)
-    except DataError as error:
-        fail(ExitCode.DATA, f"data error on rank {rank_of_launcher()}: {error}", every_rank=True)
-    except CheckpointError as error:
-        fail(ExitCode.CHECKPOINT, f"checkpoint error: {error}")
-    except DivergedError as error:
-        fail(
-            ExitCode.DIVERGED,
-            f"the run diverged: {error}\nThe last checkpoint is good. Lower optim.lr or optim.clip and start again.",
-        )
-    except Exception:
+        return code
+    except (DataError, CheckpointError, DivergedError, ConfigErrors) as error:
+        # Data may fail on one rank alone; the other kinds are found by all ranks at once.
+        alone = isinstance(error, DataError)
+        return fail(exit_code_of(error), f"{KINDS[type(error)]}: {error}", every_rank=alone)
+    except Exception as error:
         text = traceback.format_exc()
-        fail(1, f"rank {rank_of_launcher()} failed:\n{text}", every_rank=True)  # type: ignore[arg-type]
+        return fail(exit_code_of(error), f"rank {rank_of_launcher()} failed:\n{text}", every_rank=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # gloo's threads can abort a process that ends the slow way after all its work is done.
+    os._exit(exit_code)

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from nt_pretrain.checkpoint.errors import CheckpointError, on_first
 from nt_pretrain.checkpoint.folders import remove_leftovers
-from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid
+from nt_pretrain.checkpoint.load import newest_valid
 from nt_pretrain.checkpoint.save import retain, save
-from nt_pretrain.config.load import load_config, to_yaml
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.schema import Config
+from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.loader import Batch, TrainLoader, unigram_counts, validation_batches
 from nt_pretrain.data.position import Position, merge
 from nt_pretrain.data.tokenizer import load_tokenizer
@@ -29,12 +31,12 @@ from nt_pretrain.observe.meters import Meter, memory_total_bytes
 from nt_pretrain.observe.record import Recorder
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.sparsity.update import topology_digest
 from nt_pretrain.train import readings
 from nt_pretrain.train.loop import DivergedError, Parts, train
 from nt_pretrain.train.observer import Observer
-from nt_pretrain.train.plan import make_plan, render
+from nt_pretrain.train.plan import Plan, make_plan, render
 from nt_pretrain.train.requests import Requests
+from nt_pretrain.train.resume import first_line, how_to_go_on, resume
 from nt_pretrain.train.state import TrainState, fresh_state, identity
 from nt_pretrain.train.step import split_targets
 
@@ -52,40 +54,19 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     rundir.create()
     open_rank_log(rundir.rank_log(ranks.rank), ranks.rank)
     plan = make_plan(config, ranks.world)
-    console = Console(
-        ranks.rank,
-        total_steps=config.total_steps,
-        world=ranks.world,
-        device="gpu" if ranks.device.type == "cuda" else "rank",
-        memory_total=memory_total_bytes(ranks.device),
-    )
+    console = _console(config, ranks)
     console.plain(render(plan, config))
     requests = Requests(rundir, config.checkpoint, ranks)
     requests.listen()
     state = fresh_state(config, ranks)
     saved_as = identity(config, load_tokenizer(config.data.tokenizer).sha256)
-    for leftover in on_first(
-        ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints)
-    ):
-        console.event(leftover, level="warning")
+    clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
     found = newest_valid(rundir.checkpoints, group=ranks.control)
     position = resume(state, found, config, saved_as, ranks) if found else None
-    recorder = None
-    if ranks.rank == 0:
-        recorder = Recorder(rundir, start_step=state.step, tensorboard=config.observe.tensorboard)
-    meter = Meter(
-        device=ranks.device,
-        world=ranks.world,
-        remaining_steps=config.total_steps - state.step,
-        flops_per_token=plan.flops_per_token_dense,
-        peak=config.observe.peak_tflops,
-        tokens_before=state.tokens,
-        hours_before=state.seconds / 3600,
-    )
-    density = readings.of_topology(state.layers) if state.layers else {}
-    observer = Observer(rundir, console, recorder, meter, total_steps=config.total_steps, density=density)
-    for broken in found.skipped if found else []:
-        observer.warned(state.step, f"checkpoint skipped: {broken}")
+    meter = _meter(config, plan, state, ranks)
+    observer = _observer(rundir, console, meter, config, state, ranks)
+    for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:
+        observer.warned(state.step, notice)
     opening = first_line(rundir, state, found, config)
     console.event(opening)
     if state.step >= config.total_steps:
@@ -96,30 +77,70 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     if ranks.rank == 0:
         rundir.write_config(to_yaml(config))
         rundir.write_environment(collect())
-    validation = Validation(config, state, ranks)
-    writer = Writer(config, state, ranks, rundir, observer, saved_as, meter)
-    loader = TrainLoader(config, rank=ranks.rank, world=ranks.world, position=position)
-    parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, writer.write)
-    return _train_to_the_end(parts, command, console)
-
-
-def _train_to_the_end(parts: Parts, command: str, console: Console) -> ExitCode:
-    """Run the loop and record how it ended, whatever happens."""
-    step = parts.config.total_steps
     try:
+        validation = Validation(config, state, ranks)
+        writer = Writer(config, state, ranks, rundir, observer, saved_as, meter)
+        loader = TrainLoader(config, rank=ranks.rank, world=ranks.world, position=position)
+        parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, writer.write)
         code = train(parts)
     except Exception as error:
-        wrong = ExitCode.DIVERGED if isinstance(error, DivergedError) else 1
-        parts.observer.ended("failed", parts.state.step, int(wrong), f"{type(error).__name__}: {error}")
+        observer.ended("failed", state.step, exit_code_of(error), f"{type(error).__name__}: {error}")
         raise
-    if code is ExitCode.FINISHED:
-        parts.observer.ended("finished", step, 0, "all steps done")
-        console.plain(how_to_go_on(parts.config, command))
-    else:
-        message = f"saved at step {parts.state.step:,}; the same command goes on from there"
-        parts.observer.ended("stopped", parts.state.step, int(code), message)
-        console.plain(f"{message}:\n  {command}")
+    _say_goodbye(code, observer, console, state.step, config, command)
     return code
+
+
+def exit_code_of(error: Exception) -> int:
+    """Exit code for an error that ends a run; 1 for one that nobody foresaw."""
+    codes = {
+        DataError: ExitCode.DATA,
+        CheckpointError: ExitCode.CHECKPOINT,
+        DivergedError: ExitCode.DIVERGED,
+        ConfigErrors: ExitCode.CONFIGURATION,
+    }
+    return next((int(code) for kind, code in codes.items() if isinstance(error, kind)), 1)
+
+
+def _say_goodbye(code: ExitCode, observer: Observer, console: Console, step: int, config: Config, command: str) -> None:
+    if code is ExitCode.FINISHED:
+        observer.ended("finished", step, 0, "all steps done")
+        console.plain(how_to_go_on(config, command))
+    else:
+        message = f"saved at step {step:,}; the same command goes on from there"
+        observer.ended("stopped", step, int(code), message)
+        console.plain(f"{message}:\n  {command}")
+
+
+def _console(config: Config, ranks: Ranks) -> Console:
+    return Console(
+        ranks.rank,
+        total_steps=config.total_steps,
+        world=ranks.world,
+        device="gpu" if ranks.device.type == "cuda" else "rank",
+        memory_total=memory_total_bytes(ranks.device),
+    )
+
+
+def _meter(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Meter:
+    return Meter(
+        device=ranks.device,
+        world=ranks.world,
+        remaining_steps=config.total_steps - state.step,
+        flops_per_token=plan.flops_per_token_dense,
+        peak=config.observe.peak_tflops,
+        tokens_before=state.tokens,
+        hours_before=state.seconds / 3600,
+    )
+
+
+def _observer(
+    rundir: RunDir, console: Console, meter: Meter, config: Config, state: TrainState, ranks: Ranks
+) -> Observer:
+    recorder = None
+    if ranks.rank == 0:
+        recorder = Recorder(rundir, start_step=state.step, tensorboard=config.observe.tensorboard)
+    density = readings.of_topology(state.layers) if state.layers else {}
+    return Observer(rundir, console, recorder, meter, total_steps=config.total_steps, density=density)
 
 
 class Validation:
@@ -176,61 +197,3 @@ class Writer:
             retain(self.rundir.checkpoints, self.config.checkpoint.keep, verified=path)
             size = sum(file.stat().st_size for file in path.iterdir())
             self.observer.saved(self.state.step, str(path), time.perf_counter() - begin, size)
-
-
-def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks) -> Position:
-    """Read the checkpoint into ``state``; returns the data position after it.
-
-    Raises:
-        CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
-    """
-    differences = [
-        f"  {section}.{key}: checkpoint {found.identity[section].get(key)!r}, this run {value!r}"
-        for section, here in wanted.items()
-        if isinstance(here, dict)
-        for key, value in here.items()
-        if found.identity[section].get(key) != value
-    ]
-    for key in ("tokenizer", "weights"):
-        if found.identity[key] != wanted[key]:
-            differences.append(f"  {key}: checkpoint {found.identity[key]}, this run {wanted[key]}")
-    if differences:
-        raise CheckpointError(
-            f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
-            "Set these back, or start a new run with another run.name."
-        )
-    load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
-    state.restore(found.state, config)
-    digest = topology_digest(state.layers, ranks.group)
-    if digest != found.state["topology_digest"]:
-        raise CheckpointError(f"{found.path}: topology {digest} was read, {found.state['topology_digest']} was saved")
-    return Position.from_json(found.state["position"])
-
-
-def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: Config) -> str:
-    """From where the run starts and which options changed since its last start."""
-    if found is None:
-        return f"starting {rundir.path} from step 0"
-    text = f"resuming {rundir.path} from step {state.step:,} ({found.path.name})"
-    if rundir.config.exists():
-        before, now = load_config(rundir.config, []).model_dump(), config.model_dump()
-        changes = [
-            f"{section}.{key} {before[section].get(key)} -> {value}"
-            for section, fields in now.items()
-            for key, value in fields.items()
-            if before[section].get(key) != value
-        ]
-        text += "; changed since: " + ", ".join(changes) if changes else "; configuration unchanged"
-    return text
-
-
-def how_to_go_on(config: Config, command: str) -> str:
-    """Last words of a finished run."""
-    run = f"{config.run.dir}/{config.run.name}"
-    again = " ".join(word for word in command.split(" ") if not word.startswith("train.steps="))
-    return (
-        f"{run} is finished: {config.total_steps:,} steps. What next:\n"
-        f"  picture and summary   python launch/report.py {run}\n"
-        f"  curves                tensorboard --logdir {run}/tensorboard\n"
-        f"  train further         {again} train.steps={config.train.steps * 2}"
-    )

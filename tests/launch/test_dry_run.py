@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from launch.pretrain import main
+from nt_pretrain.config.batch import fitting_world_sizes
+from nt_pretrain.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -17,7 +19,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_plan_of_every_configuration(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(path), "--dry-run", "--world", "4"])
+    world = max(size for size in fitting_world_sizes(load_config(path, [])) if size <= 4)
+    assert main([str(path), "--dry-run", "--world", str(world)]) == 0
     text = capsys.readouterr().out
     assert f"run {path.stem}: " in text
     for part in ("parameters", "tokens per step", "FLOPs per token, active", "memory per rank (estimate)"):

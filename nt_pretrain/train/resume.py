@@ -1,0 +1,73 @@
+"""How a run goes on from a checkpoint, and the words at its beginning and end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.checkpoint.load import Found, load_tensors
+from nt_pretrain.config.load import load_config
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.position import Position
+from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.sparsity.update import topology_digest
+from nt_pretrain.train.state import TrainState
+
+
+def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks) -> Position:
+    """Read the checkpoint into ``state``; returns the data position after it.
+
+    Raises:
+        CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
+    """
+    differences = [
+        f"  {section}.{key}: checkpoint {found.identity[section].get(key)!r}, this run {value!r}"
+        for section, here in wanted.items()
+        if isinstance(here, dict)
+        for key, value in here.items()
+        if found.identity[section].get(key) != value
+    ]
+    for key in ("tokenizer", "weights"):
+        if found.identity[key] != wanted[key]:
+            differences.append(f"  {key}: checkpoint {found.identity[key]}, this run {wanted[key]}")
+    if differences:
+        raise CheckpointError(
+            f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
+            "Set these back, or start a new run with another run.name."
+        )
+    load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
+    state.restore(found.state, config)
+    digest = topology_digest(state.layers, ranks.group)
+    if digest != found.state["topology_digest"]:
+        raise CheckpointError(f"{found.path}: topology {digest} was read, {found.state['topology_digest']} was saved")
+    return Position.from_json(found.state["position"])
+
+
+def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: Config) -> str:
+    """From where the run starts and which options changed since its last start."""
+    if found is None:
+        return f"starting {rundir.path} from step 0"
+    text = f"resuming {rundir.path} from step {state.step:,} ({found.path.name})"
+    if rundir.config.exists():
+        before, now = load_config(rundir.config, []).model_dump(), config.model_dump()
+        changes = [
+            f"{section}.{key} {before[section].get(key)} -> {value}"
+            for section, fields in now.items()
+            for key, value in fields.items()
+            if before[section].get(key) != value
+        ]
+        text += "; changed since: " + ", ".join(changes) if changes else "; configuration unchanged"
+    return text
+
+
+def how_to_go_on(config: Config, command: str) -> str:
+    """Last words of a finished run."""
+    run = f"{config.run.dir}/{config.run.name}"
+    again = " ".join(word for word in command.split(" ") if not word.startswith("train.steps="))
+    return (
+        f"{run} is finished: {config.total_steps:,} steps. What next:\n"
+        f"  picture and summary   python launch/report.py {run}\n"
+        f"  curves                tensorboard --logdir {run}/tensorboard\n"
+        f"  train further         {again} train.steps={config.train.steps * 2}"
+    )
