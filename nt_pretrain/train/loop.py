@@ -48,6 +48,7 @@ def train(parts: Parts) -> ExitCode:
     """
     config, state, meter, observer = parts.config, parts.state, parts.meter, parts.observer
     batches = iter(parts.loader)
+    first = state.step + 1
     while state.step < config.total_steps:
         step = state.step + 1
         with meter.waiting():
@@ -76,7 +77,7 @@ def train(parts: Parts) -> ExitCode:
         if decision.stop and not last:
             observer.stopping(step, decision.reason)
             return ExitCode.STOPPED
-        if step == 1:
+        if step == first:
             tighten_timeout(parts.ranks, config.parallel.timeout_seconds)
     return ExitCode.FINISHED
 

@@ -95,7 +95,8 @@ def gradient_norm(
         names = list(gradients)
         squares = exact_sums([gradients[n] for n in names], [sizes[n] for n in names], ranks.group, power=2)
         return math.sqrt(math.fsum(squares))
-    norms = torch.stack(torch._foreach_norm(list(gradients.values()))).double()
+    # In fp32 also for bf16 gradients, whose own norm would be rounded to three digits.
+    norms = torch.stack(torch._foreach_norm(list(gradients.values()), dtype=torch.float32)).double()
     total = norms.square().sum()
     dist.all_reduce(total, group=ranks.group)
     return float(total.sqrt())
