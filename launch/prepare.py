@@ -47,9 +47,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     corpus.add_argument("which", choices=["kjv", "cc0"])
     corpus.add_argument("--out", type=Path, required=True)
     text = verbs.add_parser("text", help="split, shuffle and write shards")
-    text.add_argument(
-        "inputs", type=Path, nargs="+", metavar="INPUT", help="files, folders: text, json lines, .gz, .zst"
-    )
+    text.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="text, json lines (.gz, .zst), folders")
     text.add_argument("--out", type=Path, required=True)
     text.add_argument("--name", help="first part of the shards' names; default: the name of --out")
     text.add_argument("--validation-share", type=float, default=0.02, help="share of documents held out by their hash")
@@ -159,8 +157,8 @@ def text(options: argparse.Namespace) -> None:
 
 def next_run(data: Path, tokenizer: Path, vocab_size: int) -> str:
     return (
-        f"next: torchrun --standalone --nproc-per-node 2 launch/pretrain.py configs/demo.yaml run.name={tokenizer.stem} "
-        f"data.path={data} data.tokenizer={tokenizer} model.vocab_size={vocab_size}"
+        f"next: torchrun --standalone --nproc-per-node 2 launch/pretrain.py configs/demo.yaml "
+        f"run.name={tokenizer.stem} data.path={data} data.tokenizer={tokenizer} model.vocab_size={vocab_size}"
     )
 
 

@@ -7,14 +7,20 @@ hands over their part of every batch; which process serves which lane changes no
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import webdataset
 from torch import Tensor
@@ -180,16 +186,33 @@ def _processes(reader: _Reader, workers: int, prefetch: int) -> DataLoader[_Part
     # Threads of the training process are never forked; what readers import is loaded once, in the server.
     context.set_forkserver_preload(["nt_pretrain.data.loader"])
     return DataLoader(
-        reader, batch_size=None, num_workers=workers, prefetch_factor=prefetch, worker_init_fn=_quiet,
+        reader,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        worker_init_fn=partial(_settle_in, trainer=os.getpid()),
         multiprocessing_context=context,
-    )  # fmt: skip
+    )
 
 
-def _quiet(worker: int) -> None:
-    """Reader processes leave signals to the training process, which saves and then ends them."""
+def _settle_in(worker: int, *, trainer: int) -> None:
+    """Begin life as a reader process of the training process with process number ``trainer``.
+
+    Readers leave signals to the training process, which saves and then ends them. They also must not outlive it: a
+    reader is a child of the fork server, which stays as long as its children do, so neither notices when the training
+    process is killed.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(psutil.Process(trainer),), daemon=True).start()
+
+
+def _leave_with(trainer: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while trainer.is_running() and trainer.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1.0)
+    os._exit(0)
 
 
 def _next_part(parts: Iterator[Any]) -> _Part:
