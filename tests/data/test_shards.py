@@ -79,7 +79,7 @@ def test_a_flipped_bit_is_found_and_named(shard: Path, number: int) -> None:
 
 def test_a_shard_that_was_cut_off_says_so(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:20_000])
-    with pytest.raises(DataError, match="document 599 .* is damaged: the file ends before it"):
+    with pytest.raises(DataError, match=r"document 599 .* is damaged: the file ends before it"):
         Shard.open(shard).document(599)
 
 
