@@ -7,20 +7,16 @@ hands over their part of every batch; which process serves which lane changes no
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import webdataset
 from torch import Tensor
@@ -155,14 +151,20 @@ class TrainLoader:
         self._lanes = range(rank * lanes // world, (rank + 1) * lanes // world)
         self._cursors = {lane: position.cursors[lane] if position else Cursor() for lane in self._lanes}
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
+        """Batches without end; close the generator to end its reader processes."""
         workers = min(self._config.data.workers, len(self._lanes))
         reader = _Reader(self._config, self._folder, self._cursors)
-        parts = iter(_processes(reader, workers, self._config.data.prefetch_batches))
+        parts: Any = iter(_processes(reader, workers, self._config.data.prefetch_batches))
         batch = self._batches_before
-        while True:
-            batch += 1
-            yield self._assemble([_next_part(parts) for _ in range(max(1, workers))], batch)
+        try:
+            while True:
+                batch += 1
+                yield self._assemble([_next_part(parts) for _ in range(max(1, workers))], batch)
+        finally:
+            if workers:
+                # DataLoader has no public way. Left to the end of the process, it waits 5 s for every reader.
+                parts._shutdown_workers()
 
     def _assemble(self, parts: list[_Part], batch: int) -> Batch:
         """Lanes in their order from the readers' parts: reader w of W serves the w-th, (w + W)-th, ... lane."""
@@ -190,28 +192,35 @@ def _processes(reader: _Reader, workers: int, prefetch: int) -> DataLoader[_Part
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch,
-        worker_init_fn=partial(_settle_in, trainer=os.getpid()),
+        worker_init_fn=_settle_in,
         multiprocessing_context=context,
     )
 
 
-def _settle_in(worker: int, *, trainer: int) -> None:
-    """Begin life as a reader process of the training process with process number ``trainer``.
+def _settle_in(worker: int) -> None:
+    """Begin life as a reader process, which ends when the training process says so or is gone, and at no other signal.
 
-    Readers leave signals to the training process, which saves and then ends them. They also must not outlive it: a
-    reader is a child of the fork server, which stays as long as its children do, so neither notices when the training
-    process is killed.
+    Schedulers send SIGTERM to all processes of a run: readers go on then, until the training process has saved.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with, args=(psutil.Process(trainer),), daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # Blocked here, and so in all threads that start later: only the watching thread receives it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_with_trainer, daemon=True).start()
 
 
-def _leave_with(trainer: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while trainer.is_running() and trainer.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1.0)
+def _leave_with_trainer() -> None:
+    """End this reader when the training process ends it, or was killed.
+
+    Nobody else would: a reader is a child of the fork server, which itself stays as long as it has children.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "runs in reader processes only"
+    while trainer.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if received is not None and received.si_pid == trainer.pid:
+            break
     os._exit(0)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nt_pretrain.config.schema import Config
@@ -46,8 +47,12 @@ def train(parts: Parts) -> ExitCode:
     Raises:
         DivergedError: the gradient is not finite; nothing of this step is saved.
     """
+    with contextlib.closing(iter(parts.loader)) as batches:
+        return _steps(parts, batches)
+
+
+def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
     config, state, meter, observer = parts.config, parts.state, parts.meter, parts.observer
-    batches = iter(parts.loader)
     first = state.step + 1
     while state.step < config.total_steps:
         step = state.step + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,12 +36,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def global_batches(config: Config, world: int, position: Position | None = None) -> Iterator[tuple[Tensor, Position]]:
     """Tokens and documents of each global batch [2, B, T + 1], and the position of all ranks together after it."""
     loaders = [iter(TrainLoader(config, rank=rank, world=world, position=position)) for rank in range(world)]
-    while True:
-        batches: list[Batch] = [next(loader) for loader in loaders]
-        whole = torch.cat([torch.stack([batch.tokens, batch.documents]) for batch in batches], dim=1)
-        # As a checkpoint does it: each rank's position goes through JSON.
-        positions = [Position.from_json(json.loads(json.dumps(batch.position_after.to_json()))) for batch in batches]
-        yield whole, merge(positions)
+    with contextlib.ExitStack() as stack:
+        for loader in loaders:
+            stack.enter_context(contextlib.closing(loader))
+        while True:
+            batches: list[Batch] = [next(loader) for loader in loaders]
+            whole = torch.cat([torch.stack([batch.tokens, batch.documents]) for batch in batches], dim=1)
+            # As a checkpoint does it: each rank's position goes through JSON.
+            positions = [Position.from_json(json.loads(json.dumps(each.position_after.to_json()))) for each in batches]
+            yield whole, merge(positions)
 
 
 def first(config: Config, world: int, count: int, position: Position | None = None) -> tuple[Tensor, Position]:
@@ -48,6 +52,7 @@ def first(config: Config, world: int, count: int, position: Position | None = No
     return torch.stack([tokens for tokens, _ in found]), found[-1][1]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("packing", ["pack", "truncate"])
 def test_the_global_batches_depend_on_neither_ranks_nor_readers(sea: Sea, packing: str) -> None:
     expected, position = first(sea.config(data={"packing": packing}), 1, 12)
@@ -182,26 +187,67 @@ if __name__ == "__main__":
     batches = iter(TrainLoader(Config.model_validate_json(sys.argv[1]), rank=0, world=1, position=None))
     next(batches)
     print("ready", flush=True)
-    time.sleep(60)
+    sys.stdin.readline()
+    for _ in range(20):
+        next(batches)
+    print("twenty more", flush=True)
+    sys.stdin.readline()
+    raise ValueError("a mistake in training, with readers at work")
 """
 
 
-@pytest.mark.timeout(90)
-def test_readers_leave_with_a_killed_training_process(sea: Sea, tmp_path: Path) -> None:
+@pytest.fixture
+def trainer(sea: Sea, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A process that reads with two readers, and its fork server and readers."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     config = sea.config(data={"workers": 2}).model_dump_json()
-    parent = subprocess.Popen([sys.executable, str(script), config], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    parent = subprocess.Popen(
+        [sys.executable, str(script), config], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "ready\n"
     family = psutil.Process(parent.pid).children(recursive=True)
-    assert len(family) >= 3, "a fork server and two readers"
+    assert sum("forkserver" in " ".join(process.cmdline()) for process in family) >= 3, "a fork server and two readers"
+    yield parent, family
+    parent.kill()  # does nothing where it has ended
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    parent.communicate()
+
+
+@pytest.mark.timeout(90)
+def test_readers_leave_with_a_killed_training_process(
+    trainer: tuple[subprocess.Popen[str], list[psutil.Process]],
+) -> None:
+    parent, family = trainer
     parent.kill()
     parent.wait()
-    _, left = psutil.wait_procs(family, timeout=30)
-    for process in left:
-        process.kill()
-    assert not left
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+
+
+@pytest.mark.timeout(90)
+def test_readers_go_on_when_everybody_is_told_to_end_and_leave_when_training_fails(
+    trainer: tuple[subprocess.Popen[str], list[psutil.Process]],
+) -> None:
+    """SIGTERM of a scheduler goes to every process; the training process handles it, and readers must serve it."""
+    parent, family = trainer
+    assert parent.stdin is not None and parent.stdout is not None
+    servers = set(psutil.Process(parent.pid).children())
+    readers_of_parent = [process for process in family if process not in servers]
+    assert len(readers_of_parent) == 2
+    for reader in readers_of_parent:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            reader.send_signal(number)
+    parent.stdin.write("\n")
+    parent.stdin.flush()
+    assert parent.stdout.readline() == "twenty more\n"
+    _, errors = parent.communicate("\n", timeout=60)
+    assert parent.returncode == 1
+    assert errors.strip().endswith("ValueError: a mistake in training, with readers at work")
+    assert psutil.wait_procs(family, timeout=30)[1] == []
 
 
 def validation(config: Config, world: int) -> tuple[Tensor, list[int]]:
