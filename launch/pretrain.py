@@ -10,28 +10,18 @@ import argparse
 import os
 import shlex
 import sys
-import traceback
 
 import torch
 
-from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.config.checks import missing_files, problems
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.errors import DataError
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
 from nt_pretrain.parallel.mesh import connect, disconnect, rank_of_launcher, world_size_of_launcher
-from nt_pretrain.train.loop import DivergedError
+from nt_pretrain.train.failures import exit_code_of, is_told_alike, words_of
 from nt_pretrain.train.plan import make_plan, render
-from nt_pretrain.train.run import exit_code_of, run
-
-KINDS = {
-    DataError: "data error",
-    CheckpointError: "checkpoint error",
-    DivergedError: "the run diverged (its last checkpoint is good; lower optim.lr or optim.clip)",
-    ConfigErrors: "configuration error",
-}
+from nt_pretrain.train.run import run
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -73,11 +63,11 @@ def command_line() -> str:
     return shlex.join(["torchrun", *where.split(), "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], *sys.argv])
 
 
-def fail(code: int, message: str, *, every_rank: bool = False) -> int:
-    """Say what is wrong; returns the exit code. What is wrong on all ranks alike is said by rank 0 only."""
-    if every_rank or rank_of_launcher() == 0:
+def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
+    """Say what is wrong; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
+    report_failure(message)
+    if on_every_rank or rank_of_launcher() == 0:
         print(message, file=sys.stderr)
-        report_failure(message)
     return code
 
 
@@ -101,13 +91,9 @@ def main(arguments: list[str]) -> int:
         if code is ExitCode.STOPPED:
             report_failure("stopped early and saved; nothing failed: the same command goes on")
         return code
-    except (DataError, CheckpointError, DivergedError, ConfigErrors) as error:
-        # Data may fail on one rank alone; the other kinds are found by all ranks at once.
-        alone = isinstance(error, DataError)
-        return fail(exit_code_of(error), f"{KINDS[type(error)]}: {error}", every_rank=alone)
     except Exception as error:
-        text = traceback.format_exc()
-        return fail(exit_code_of(error), f"rank {rank_of_launcher()} failed:\n{text}", every_rank=True)
+        words = words_of(error, rank=rank_of_launcher(), timeout_seconds=config.parallel.timeout_seconds)
+        return fail(exit_code_of(error), words, on_every_rank=not is_told_alike(error))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,37 +35,42 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training run of the comparison."""
+    """One training run of the comparison; ``source`` is a checksum of the configuration file."""
 
     method: str
     budget: str
     seed: int
     steps: int
     overrides: list[str]
+    source: int
 
     @property
     def name(self) -> str:
-        return f"quality-{self.method.lower().replace(' ', '-')}-{self.steps}-seed{self.seed}"
+        # Other options are another run: a finished one must not stand in for it.
+        options = zlib.crc32(" ".join(self.overrides).encode(), self.source)
+        return f"quality-{self.method.lower().replace(' ', '-')}-{self.steps}-seed{self.seed}-{options:08x}"
 
 
 def jobs(path: str, overrides: list[str], seeds: list[int]) -> list[Job]:
     """All runs. A method whose step costs as much as NeuroTrails' needs no second run at equal FLOPs."""
     base = load_config(path, overrides)
+    source = zlib.crc32(Path(path).read_bytes())
     flops = make_plan(base, 1).flops_per_token_dense
     found = []
     for method, options in METHODS.items():
         own = [*overrides, *(option.format(layers=base.model.layers) for option in options)]
         cost = make_plan(load_config(path, own), 1).flops_per_token_dense
-        equal = round(base.train.steps * flops / cost)
+        equal = round(base.total_steps * flops / cost)
         for seed in seeds:
-            found.append(Job(method, "steps", seed, base.train.steps, own))
-            found.append(Job(method, "FLOPs", seed, equal, own))
+            found.append(Job(method, "steps", seed, base.total_steps, own, source))
+            found.append(Job(method, "FLOPs", seed, equal, own, source))
     return found
 
 
 def command(path: str, job: Job, base: Config) -> list[str]:
-    warmup = round(base.optim.warmup_steps * job.steps / base.train.steps)
+    warmup = round(base.warmup_steps * job.steps / base.total_steps)
     options = [f"run.name={job.name}", f"run.seed={job.seed}", f"train.steps={job.steps}"]
+    options += ["train.steps_over_density=false"]
     options += [f"optim.warmup_steps={warmup}", "run.threads_per_rank=1"]
     return [sys.executable, "launch/pretrain.py", path, *job.overrides, *options]
 

@@ -59,7 +59,8 @@ def distinct32(key: int, index: Tensor) -> Tensor:
 
 def exponential(key: int, index: Tensor) -> Tensor:
     """Exponential(1) variates (fp32, positive) for each int64 ``index``."""
-    uniform = ((bits31(key, index) >> 7).to(torch.float32) + 0.5) * 2.0**-24
+    # 23 bits and a half fill the 24 of an fp32 number; one more would round the largest up to 1, whose log is 0.
+    uniform = ((bits31(key, index) >> 8).to(torch.float32) + 0.5) * 2.0**-23
     return uniform.log_().neg_()
 
 

@@ -2,9 +2,13 @@
 
 import math
 
+import pytest
 import torch
 
 from nt_pretrain.counter_random import bits31, bits64, distinct32, exponential, key_of, mix64, normal
+from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.scores import code, soft_magnitude_codes
+from nt_pretrain.sparsity.topology import Held, empty_layer
 
 INDEX = torch.arange(200_000)
 
@@ -47,3 +51,40 @@ def test_moments():
     waits = exponential(1, INDEX)
     assert abs(float(waits.mean()) - 1) < 0.01 and float(waits.min()) > 0
     assert abs(float((waits < math.log(2)).float().mean()) - 0.5) < 0.01
+
+
+def index_with_bits(key: int, bits: int) -> int:
+    """The index whose 31 random bits under ``key`` are ``bits``: the hash, line by line, backwards."""
+    word = (1 << 32) - 1
+    x = bits ^ (bits >> 16)
+    x = x * pow(0xC2B2AE35, -1, 1 << 32) & word
+    x = x - (key >> 32) & word
+    x ^= x >> 13 ^ x >> 26
+    x = x * pow(0x85EBCA6B, -1, 1 << 32) & word
+    x ^= x >> 16
+    return x ^ key & word
+
+
+@pytest.mark.parametrize("bits", [0, 1, 0x7FFFFF7F, 0x7FFFFFFE, 0x7FFFFFFF])
+def test_rare_bits_give_usable_variates(bits: int) -> None:
+    """One index in two thousand million has them, and a large model has as many weights."""
+    index = torch.tensor([index_with_bits(7, bits)])
+    assert int(bits31(7, index)) == bits
+    wait = exponential(7, index)
+    assert 0 < float(wait) < 20
+
+
+def test_rare_bits_give_usable_codes() -> None:
+    key, active = key_of(0, "first topology", "w"), torch.tensor([True])
+    for name_of_key, bits in ((key, 0x7FFFFFFF), (key, 0)):
+        row = index_with_bits(name_of_key, bits)
+        held = Held(torch.tensor([row]), torch.tensor([0]), total_columns=1)
+        layer = empty_layer("w", LayerBudget((1 << 32, 1), 1, 1 << 32, 1), held)
+        assert int(code(layer.random_bits(0, "first topology"), active)) > 0
+    key = key_of(0, 20, "drop", "w")
+    for bits in (0x7FFFFFFF, 0):
+        layer.held.rows[0] = index_with_bits(key, bits)
+        layer.active[0] = True
+        weights = torch.tensor([0.0]), torch.tensor([1e-3]), torch.tensor([5.0])
+        codes = [int(soft_magnitude_codes(layer, w, temperature=3.0, key=(0, 20, "drop"))) for w in weights]
+        assert 0 < codes[0] < codes[1] < codes[2]

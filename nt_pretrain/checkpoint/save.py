@@ -87,7 +87,9 @@ def save(
 
 
 def retain(root: Path, keep: int, *, verified: Path | None = None) -> list[Path]:
-    """Remove checkpoints older than the newest ``keep``, but never the newest valid one. Call it on one rank only.
+    """Keep the newest valid checkpoint and the ``keep - 1`` before it, remove older ones. Call it on one rank only.
+
+    Newer ones, which are damaged, stay until the run has come as far and replaces them.
 
     Args:
         verified: a checkpoint known to be valid, as the one just saved. Without it the newest ones are read and hashed
@@ -100,10 +102,14 @@ def retain(root: Path, keep: int, *, verified: Path | None = None) -> list[Path]
     folders = candidates(root)
     if len(folders) <= keep:
         return []
-    newest_valid = next((index for index, path in enumerate(folders) if path == verified or _is_valid(path)), None)
-    if newest_valid is None:
-        return []
-    removed = folders[max(keep, newest_valid + 1) :]
+    if verified in folders:
+        newest_valid = folders.index(verified)
+    else:
+        found = next((index for index, path in enumerate(folders) if _is_valid(path)), None)
+        if found is None:
+            return []
+        newest_valid = found
+    removed = folders[newest_valid + keep :]
     for path in removed:
         remove(path)
     return removed

@@ -26,7 +26,7 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     found = _model(config)
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) if not found else []
-    return found + _schedules(config) + batch_problems(config, world_size) + _optimizer(config)
+    return found + _schedules(config) + batch_problems(config, world_size) + _optimizer(config) + _paths(config)
 
 
 def missing_files(config: Config) -> list[str]:
@@ -35,18 +35,27 @@ def missing_files(config: Config) -> list[str]:
     data, tokenizer = config.data.path.rstrip("/"), config.data.tokenizer
     for part in ("train", "validation"):
         manifest = f"{data}/{part}/manifest.json"
-        if "://" not in data and not Path(manifest).is_file():
+        if not Path(manifest).is_file():
             found.append(
                 f"data.path: {data} is no prepared corpus, {manifest} is missing; "
                 f"make it: python launch/prepare.py text YOUR_TEXTS --out {data} --name {Path(data).name}"
             )
             break
-    if "://" not in tokenizer and not Path(tokenizer).is_file():
+    if not Path(tokenizer).is_file():
         found.append(
             f"data.tokenizer: there is no file {tokenizer}; make it: python launch/prepare.py tokenizer {data} "
             f"--out {tokenizer} --vocab-size {config.model.vocab_size}"
         )
     return found
+
+
+def _paths(config: Config) -> list[str]:
+    paths = {"data.path": config.data.path, "data.tokenizer": config.data.tokenizer, "run.dir": config.run.dir}
+    return [
+        f"{key}: {path} lies in an object store, which is not read or written directly; give a folder of a file system"
+        for key, path in paths.items()
+        if "://" in path
+    ]
 
 
 def _model(config: Config) -> list[str]:

@@ -7,6 +7,7 @@ environment variable, no file that includes another. Checks that need more than 
 
 from __future__ import annotations
 
+import fractions
 import math
 from typing import Annotated, Literal
 
@@ -196,7 +197,7 @@ class Config(Section):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run after ``train.steps_over_density``."""
-        return int(self.train.steps / self.sparsity.density) if self.train.steps_over_density else self.train.steps
+        return self._over_density(self.train.steps)
 
     @property
     def lanes(self) -> int:
@@ -206,5 +207,8 @@ class Config(Section):
     @property
     def warmup_steps(self) -> int:
         """Warm-up steps after ``train.steps_over_density``."""
-        over = self.train.steps_over_density
-        return int(self.optim.warmup_steps / self.sparsity.density) if over else self.optim.warmup_steps
+        return self._over_density(self.optim.warmup_steps)
+
+    def _over_density(self, steps: int) -> int:
+        # In decimals, as people write the density: in binary 7 / 0.07 is less than 100.
+        return int(steps / fractions.Fraction(str(self.sparsity.density))) if self.train.steps_over_density else steps

@@ -7,12 +7,16 @@ that depends on the batch size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nt_pretrain.models.loss import IGNORED
+
+CHUNK = 1024
+"""Tokens whose logits are turned to fp32 at once."""
 
 
 @dataclass
@@ -30,35 +34,48 @@ class TokenSums:
     disagreements: float = 0.0
     targets: float = 0.0
 
-    def add(self, logits: list[Tensor], targets: Tensor) -> None:
-        """Add the tokens of one batch: for each head logits [..., V]; targets [...] with IGNORED where none is."""
-        valid = targets.reshape(-1) != IGNORED
-        column = targets.reshape(-1)[valid][:, None]
-        if not len(column):
-            return
+    def add(self, logits: Iterable[Tensor], targets: Tensor) -> None:
+        """Add the tokens of one batch: for each head logits [..., V]; targets [...] with IGNORED where none is.
+
+        Logits are taken one head at a time, so a generator keeps those of one head alive only, beside their fp32 sum.
+        """
+        targets = targets.reshape(-1)
+        valid = targets != IGNORED
         total: Tensor | None = None
         at_target, choices = [], []
         for head, head_logits in enumerate(logits):
-            flat = head_logits.reshape(-1, head_logits.shape[-1])[valid].float()
-            logp = torch.log_softmax(flat, dim=-1).gather(1, column)[:, 0].double()
-            self.heads[head] -= logp.sum().cpu()
-            at_target.append(logp)
-            choices.append(flat.argmax(-1))
-            total = flat if total is None else total.add_(flat)
+            flat = head_logits.reshape(-1, head_logits.shape[-1])
+            logp, choice = zip(*(_read_off(*part) for part in _chunks(flat, targets)), strict=True)
+            at_target.append(torch.cat(logp)[valid])
+            choices.append(torch.cat(choice)[valid])
+            self.heads[head] -= at_target[-1].sum().cpu()
+            total = flat.to(torch.float32, copy=True) if total is None else total.add_(flat)
+            del flat, head_logits  # before the next head makes its own
         assert total is not None
-        count = len(logits)
-        stacked = torch.stack(at_target)
-        self.probability -= float((stacked.logsumexp(0) - math.log(count)).sum())
-        self.logit -= float(torch.log_softmax(total / count, dim=-1).gather(1, column).double().sum())
+        count = len(choices)
+        total /= count
+        self.probability -= float((torch.stack(at_target).logsumexp(0) - math.log(count)).sum())
+        mean_logit = torch.cat([_read_off(*part)[0] for part in _chunks(total, targets)])
+        self.logit -= float(mean_logit[valid].sum())
         for first in range(count):
             for second in range(first):
                 self.disagreements += float((choices[first] != choices[second]).sum())
-        self.targets += len(column)
+        self.targets += float(valid.sum())
 
     def table(self) -> Tensor:
         """All sums as one float64 vector, to be added over ranks."""
         rest = torch.tensor([self.probability, self.logit, self.disagreements, self.targets], dtype=torch.float64)
         return torch.cat([self.heads, rest])
+
+
+def _chunks(logits_NV: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(logits_NV.split(CHUNK), targets_N.split(CHUNK), strict=True)
+
+
+def _read_off(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target (fp64; meaningless where it is IGNORED) and the most likely token, both [N]."""
+    logp_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+    return logp_NV.gather(1, targets_N.clamp_min(0)[:, None])[:, 0].double(), logits_NV.argmax(-1)
 
 
 def losses(table: Tensor, heads: int) -> dict[str, float]:

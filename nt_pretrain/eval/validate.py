@@ -35,7 +35,7 @@ def validate(
         before = sums.table()
         context = make_context(config.model, documents)
         hidden = model.trunk_output(inputs, context)
-        sums.add([head(hidden, context) for head in model.heads], targets)
+        sums.add((head(hidden, context) for head in model.heads), targets)
         authors.append(sums.table() - before)
     for root in roots(model):
         assert isinstance(root, FSDPModule)

@@ -99,6 +99,7 @@ def _end_last_line(path: Path) -> None:
 
 
 def _summary_writer(rundir: RunDir, start_step: int) -> SummaryWriter:
-    # purge_step hides everything from that step on in the files of earlier processes; a new run has nothing to hide.
-    purge = start_step + 1 if start_step else None
+    # purge_step hides everything from that step on in the files of earlier processes, which may have been killed before
+    # their first checkpoint; a new run has nothing to hide.
+    purge = start_step + 1 if any(rundir.tensorboard.glob("events.*")) else None
     return SummaryWriter(str(rundir.tensorboard), purge_step=purge, flush_secs=30)

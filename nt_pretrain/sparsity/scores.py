@@ -45,6 +45,6 @@ def soft_magnitude_codes(layer: SparseLayer, values: Tensor, *, temperature: flo
 
 
 def code(bits: Tensor, candidates: Tensor) -> Tensor:
-    """``bits + 1`` (int32, ``bits`` non-negative) where the bool ``candidates`` is True, else 0."""
+    """``bits + 1`` (int32, ``bits`` in [0, 2**31 - 1)) where the bool ``candidates`` is True, else 0."""
     # Plain vector loops on int32: torch.where and products with bool measured two to three times slower on CPU.
     return (bits + 1).mul_(candidates.view(torch.uint8).to(torch.int32))

@@ -7,6 +7,7 @@ ranks; :mod:`nt_pretrain.sparsity.update` does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,8 +80,12 @@ class SparseLayer:
         return table[rows][:, columns].reshape(-1)
 
     def random_bits(self, *key: object) -> Tensor:
-        """31 random bits (int32) for each unit held, a function of ``key``, the layer and the unit's global number."""
-        return self._by_chunk(bits31, key_of(*key, self.name), torch.int32)
+        """A random number in [0, 2**31 - 1) (int32) for each unit held, a function of ``key``, the layer and the unit's
+        global number.
+        """
+        draw_key = key_of(*key, self.name)
+        # The largest of 31 bits leaves no room for the one that codes add (nt_pretrain.sparsity.scores).
+        return self.by_chunk(lambda index: bits31(draw_key, index).clamp_(max=(1 << 31) - 2), torch.int32)
 
     def tie_breaker(self, positions: Tensor, key: int) -> Tensor:
         """Distinct numbers below 2**32 (int64) for local unit ``positions``: the order in which equal scores are
@@ -88,7 +93,7 @@ class SparseLayer:
         """
         return distinct32(key, self.unit_index(positions))
 
-    def apply_chunked(self, function, dtype: torch.dtype) -> Tensor:  # type: ignore[no-untyped-def]
+    def by_chunk(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
         """``function(global unit numbers)`` for all units held, computed a cache-sized chunk at a time."""
         out = torch.empty(self.active.numel(), dtype=dtype, device=self.active.device)
         for start in range(0, out.numel(), CHUNK):
@@ -96,9 +101,6 @@ class SparseLayer:
             positions = torch.arange(start, stop, device=out.device)
             out[start:stop] = function(self.unit_index(positions))
         return out
-
-    def _by_chunk(self, draw, key: int, dtype: torch.dtype) -> Tensor:  # type: ignore[no-untyped-def]
-        return self.apply_chunked(lambda index: draw(key, index), dtype)
 
 
 def empty_layer(name: str, budget: LayerBudget, held: Held) -> SparseLayer:

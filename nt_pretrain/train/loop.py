@@ -15,15 +15,13 @@ from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
 from nt_pretrain.sparsity.update import topology_digest, update
 from nt_pretrain.train import readings
+from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState, budgets_at
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
-
-
-class DivergedError(Exception):
-    """Loss or gradient is no longer a finite number."""
+from nt_pretrain.train.together import on_all
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,17 @@ def train(parts: Parts) -> ExitCode:
 
 
 def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
-    config, state, meter, observer = parts.config, parts.state, parts.meter, parts.observer
+    config, state, meter, observer, ranks = parts.config, parts.state, parts.meter, parts.observer, parts.ranks
     first = state.step + 1
     while state.step < config.total_steps:
         step = state.step + 1
         with meter.waiting():
-            batch = next(batches)
-        losses = accumulate_gradients(parts.state.model, config, batch.tokens, batch.documents, parts.ranks)
+            batch = on_all(ranks, lambda: next(batches))
+        losses = accumulate_gradients(parts.state.model, config, batch.tokens, batch.documents, ranks)
         if is_update_step(config, step):
             observer.topology_changed(step, *_update_topology(parts, step))
         lr = learning_rate(config, step)
-        norm = apply_gradients(state.optimizer, state.layers, config, parts.ranks, lr)
+        norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
         if not math.isfinite(norm):
             raise DivergedError(f"step {step}: gradient norm {norm}, losses of the heads {losses.per_head}")
         state.step, state.tokens = step, state.tokens + losses.targets
@@ -71,19 +69,20 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
             values = readings.of_step(losses, head_loss=config.train.head_loss, grad_norm=norm, lr=lr)
             observer.stepped(step, values | meter.read())
         last = step == config.total_steps
-        if last or _due(step, config.eval.every_steps):
-            with meter.paused():
-                observer.validated(step, parts.validate())
         decision = parts.requests.decide()
+        # First of all the checkpoint: launchers kill what has not ended some seconds after their signal.
         if last or decision.save or _due(step, config.checkpoint.save_every_steps):
             with meter.paused():
                 parts.save(batch)
             parts.requests.saved()
+        if validation_is_due(config, step):
+            with meter.paused():
+                observer.validated(step, parts.validate())
         if decision.stop and not last:
             observer.stopping(step, decision.reason)
             return ExitCode.STOPPED
         if step == first:
-            tighten_timeout(parts.ranks, config.parallel.timeout_seconds)
+            tighten_timeout(ranks, config.parallel.timeout_seconds)
     return ExitCode.FINISHED
 
 
@@ -103,6 +102,11 @@ def _update_topology(parts: Parts, step: int) -> tuple[dict[str, float], str]:
     )
     values = readings.of_update(changes, rate) | readings.of_topology(state.layers)
     return values, topology_digest(state.layers, ranks.group)
+
+
+def validation_is_due(config: Config, step: int) -> bool:
+    """Whether the run validates after ``step``."""
+    return step == config.total_steps or _due(step, config.eval.every_steps)
 
 
 def _due(step: int, every: int) -> bool:

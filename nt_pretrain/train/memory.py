@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from nt_pretrain.config.schema import Config, ModelSection
+from nt_pretrain.eval.metrics import CHUNK
 from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.sparsity.budget import LayerBudget
@@ -29,6 +30,7 @@ class Memory:
         activations: what trunk and one head save for their backward, for one micro-batch.
         loss: logits of one chunk of tokens, and the gradient of one output layer.
         update: scores and flags during a topology update, when activations and logits are gone.
+        validation: logits of one head and the sum of all, when gradients and activations are gone.
     """
 
     weights: int
@@ -39,11 +41,13 @@ class Memory:
     activations: int
     loss: int
     update: int
+    validation: int
 
     @property
     def peak(self) -> int:
-        stored = self.weights + self.gradients + self.moments + self.topology
-        return stored + max(self.gathered + self.activations + self.loss, self.update)
+        stored = self.weights + self.moments + self.topology
+        step = self.gradients + max(self.gathered + self.activations + self.loss, self.update)
+        return stored + max(step, self.gathered + self.validation)
 
 
 def estimate(
@@ -71,6 +75,7 @@ def estimate(
         loss=_loss_bytes(config, tokens, compute),
         # Per unit: a score of 4 bytes and three flags (active before, kept, grown).
         update=7 * flags,
+        validation=_validation_bytes(config, compute),
     )
 
 
@@ -112,6 +117,12 @@ def _loss_bytes(config: Config, tokens: int, compute: int) -> int:
     model = config.model
     weight = model.vocab_size * model.hidden * (4 if compute == 4 else 4 + compute)
     return min(config.train.loss_chunk, tokens) * model.vocab_size * 8 + weight + tokens * model.hidden * compute
+
+
+def _validation_bytes(config: Config, compute: int) -> int:
+    """Of one forward pass: logits of one head, the fp32 sum over heads, and a chunk's logits twice in fp32."""
+    tokens = config.eval.micro_batch * config.data.sequence_length
+    return config.model.vocab_size * (tokens * (compute + 4) + min(CHUNK, tokens) * 8)
 
 
 def _gathered_groups(config: Config, shapes: Shapes) -> dict[str, int]:

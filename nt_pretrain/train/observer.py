@@ -36,18 +36,18 @@ class Observer:
         self._status("running", step, None, reason)
 
     def stepped(self, step: int, values: dict[str, float]) -> None:
-        """A log step. Turnover is logged once, with the first line after its update."""
-        values = values | self._topology | self._turnover
-        self._turnover = {}
+        values = values | self._topology
         if self._recorder is not None:
             self._recorder.metrics(step, values)
-        self._console.step(step, values, eta_seconds=self._meter.eta_seconds())
+        self._console.step(step, values | self._turnover, eta_seconds=self._meter.eta_seconds())
         self._status("running", step, None, f"training, loss {values['train/loss']:.4f}")
 
     def topology_changed(self, step: int, values: dict[str, float], digest: str) -> None:
         density = {key: value for key, value in values.items() if key.startswith("sparsity/density")}
         self._topology = density
         self._turnover = {key: value for key, value in values.items() if key not in density}
+        if self._recorder is not None:
+            self._recorder.metrics(step, self._turnover)
         reason = f"prune rate {values['sparsity/prune_rate']:.3f}, turnover {values['sparsity/turnover']:.2%}"
         if self._recorder is not None:
             self._recorder.event("topology", step, reason, {"digest": digest})

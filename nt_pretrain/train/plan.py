@@ -184,6 +184,7 @@ def _memory(plan: Plan) -> Table:
         "activations": memory.activations,
         "logits and loss": memory.loss,
         "topology update (when gathered, activations, loss are gone)": memory.update,
+        "validation (when gradients, activations, loss are gone)": memory.validation,
         "peak": memory.peak,
     }
     for name, size in rows.items():

@@ -1,4 +1,4 @@
-"""Wishes that reach a run from outside: signals, and the files STOP and SAVE in its run directory.
+"""Wishes that reach a run from outside: signals, files STOP and SAVE in its run directory, the end of its launcher.
 
 A signal may reach one rank only, or all of them at different steps. Ranks therefore agree after every step on what to
 do, by one small collective on the CPU.
@@ -6,6 +6,7 @@ do, by one small collective on the CPU.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from nt_pretrain.config.schema import CheckpointSection
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,18 @@ class Requests:
         self._rundir, self._checkpoint, self._ranks = rundir, checkpoint, ranks
         self._signal = 0
         self._last_save = time.monotonic()
+        # Only torchrun is known to live as long as its ranks; a shell that started one rank may leave before it.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def listen(self) -> None:
-        """From now on SIGTERM, SIGINT and SIGUSR1 stop the run after the step in progress. Repeats change nothing.
+        """From now on the signals stop the run after the step in progress. Repeats change nothing.
 
         A terminal's Ctrl-C reaches a rank twice, directly and through torchrun, so a second signal is no second wish.
         """
         for number in SIGNALS:
-            signal.signal(number, self._received)
+            # nohup makes a run deaf to SIGHUP, which is then meant.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
@@ -60,15 +65,18 @@ class Requests:
             stop_file, save_file = self._rundir.stop.exists(), self._rundir.save.exists()
             minutes = self._checkpoint.save_every_minutes
             overdue = minutes > 0 and time.monotonic() - self._last_save > 60 * minutes
-        wishes = torch.tensor([self._signal, stop_file, save_file, overdue], dtype=torch.int64)
+        orphaned = self._launcher not in (None, os.getppid())
+        wishes = torch.tensor([self._signal, stop_file, save_file, overdue, orphaned], dtype=torch.int64)
         dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._ranks.control)
-        number, stop_file, save_file, overdue = wishes.tolist()
+        number, stop_file, save_file, overdue, orphaned = wishes.tolist()
         if self._ranks.rank == 0:
             for path, seen in ((self._rundir.stop, stop_file), (self._rundir.save, save_file)):
                 if seen:
                     path.unlink(missing_ok=True)
         if number:
             return Decision(True, True, f"received {signal.Signals(number).name}")
+        if orphaned:
+            return Decision(True, True, "torchrun has gone")
         if stop_file:
             return Decision(True, True, "file STOP found in the run directory")
         if save_file:

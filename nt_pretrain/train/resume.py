@@ -37,7 +37,9 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
             "Set these back, or start a new run with another run.name."
         )
     load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
-    state.restore(found.state, config)
+    state.restore(found.state)
+    if config.sparsity.grown_moments != "warm":
+        state.forget_inactive_moments()
     digest = topology_digest(state.layers, ranks.group)
     if digest != found.state["topology_digest"]:
         raise CheckpointError(f"{found.path}: topology {digest} was read, {found.state['topology_digest']} was saved")

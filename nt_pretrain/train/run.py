@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nt_pretrain.checkpoint.errors import CheckpointError, on_first
+from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.checkpoint.folders import remove_leftovers
 from nt_pretrain.checkpoint.load import newest_valid
 from nt_pretrain.checkpoint.save import retain, save
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.loader import Batch, TrainLoader, unigram_counts, validation_batches
 from nt_pretrain.data.position import Position, merge
 from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.eval.validate import unigram_loss, validate
+from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
 from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.log import Console, open_rank_log
 from nt_pretrain.observe.meters import Meter, memory_total_bytes
 from nt_pretrain.observe.record import Recorder
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train import readings
-from nt_pretrain.train.loop import DivergedError, Parts, train
+from nt_pretrain.train.failures import exit_code_of, words_of
+from nt_pretrain.train.loop import Parts, train, validation_is_due
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.plan import Plan, make_plan, render
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
 from nt_pretrain.train.state import TrainState, fresh_state, identity
 from nt_pretrain.train.step import split_targets
+from nt_pretrain.train.together import on_all
 
 
 def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
@@ -49,6 +53,7 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
 
     Raises:
         CheckpointError, DataError, DivergedError: with a message for people; the status file says the same.
+        ConfigErrors: another process runs in the run directory.
     """
     rundir = RunDir(f"{config.run.dir}/{config.run.name}")
     rundir.create()
@@ -56,10 +61,16 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     plan = make_plan(config, ranks.world)
     console = _console(config, ranks)
     console.plain(render(plan, config))
+    lock = _claim(rundir, console, ranks)
+    with contextlib.closing(lock) if lock is not None else contextlib.nullcontext():
+        return _run(config, command, ranks, rundir, console, plan)
+
+
+def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Console, plan: Plan) -> ExitCode:
     requests = Requests(rundir, config.checkpoint, ranks)
     requests.listen()
     state = fresh_state(config, ranks)
-    saved_as = identity(config, load_tokenizer(config.data.tokenizer).sha256)
+    saved_as = identity(config, on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256)
     clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
     found = newest_valid(rundir.checkpoints, group=ranks.control)
     position = resume(state, found, config, saved_as, ranks) if found else None
@@ -69,7 +80,8 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
         observer.warned(state.step, notice)
     opening = first_line(rundir, state, found, config)
     console.event(opening)
-    if state.step >= config.total_steps:
+    missed = _misses_validation(rundir, state.step, config, ranks)
+    if state.step >= config.total_steps and not missed:
         observer.ended("finished", state.step, 0, "already finished")
         console.plain(how_to_go_on(config, command))
         return ExitCode.FINISHED
@@ -80,25 +92,42 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     try:
         validation = Validation(config, state, ranks)
         writer = Writer(config, state, ranks, rundir, observer, saved_as, meter)
-        loader = TrainLoader(config, rank=ranks.rank, world=ranks.world, position=position)
+        loader = on_all(ranks, lambda: TrainLoader(config, rank=ranks.rank, world=ranks.world, position=position))
+        if missed:
+            observer.validated(state.step, validation.measure())
         parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, writer.write)
         code = train(parts)
     except Exception as error:
-        observer.ended("failed", state.step, exit_code_of(error), f"{type(error).__name__}: {error}")
+        words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.timeout_seconds)
+        observer.ended("failed", state.step, exit_code_of(error), words)
         raise
     _say_goodbye(code, observer, console, state.step, config, command)
     return code
 
 
-def exit_code_of(error: Exception) -> int:
-    """Exit code for an error that ends a run; 1 for one that nobody foresaw."""
-    codes = {
-        DataError: ExitCode.DATA,
-        CheckpointError: ExitCode.CHECKPOINT,
-        DivergedError: ExitCode.DIVERGED,
-        ConfigErrors: ExitCode.CONFIGURATION,
-    }
-    return next((int(code) for kind, code in codes.items() if isinstance(error, kind)), 1)
+def _claim(rundir: RunDir, console: Console, ranks: Ranks) -> IO[str] | None:
+    """The lock of the run directory, on rank 0.
+
+    Raises:
+        ConfigErrors: on all ranks, if another process holds it.
+    """
+    taken = claim(rundir.lock, console.plain) if ranks.rank == 0 else None
+    holder = [taken if isinstance(taken, str) else ""]
+    dist.broadcast_object_list(holder, src=0, group=ranks.control)
+    if holder[0]:
+        words = f"{rundir.path} is in use by {holder[0]}; stop that run (touch {rundir.stop}), or give another run.name"
+        raise ConfigErrors([f"run.name: {words}"])
+    return None if isinstance(taken, str) else taken
+
+
+def _misses_validation(rundir: RunDir, step: int, config: Config, ranks: Ranks) -> bool:
+    """Whether the run ended between the checkpoint of ``step`` and the validation that is due after it."""
+    misses = torch.zeros((), dtype=torch.int64)
+    if ranks.rank == 0 and step > 0 and validation_is_due(config, step):
+        done = any("validation/loss_ensemble" in line for line in read_lines(rundir.metrics) if line["step"] == step)
+        misses += not done
+    dist.broadcast(misses, src=0, group=ranks.control)
+    return bool(misses)
 
 
 def _say_goodbye(code: ExitCode, observer: Observer, console: Console, step: int, config: Config, command: str) -> None:
@@ -150,7 +179,7 @@ class Validation:
         self._config, self._state, self._ranks = config, state, ranks
         self._unigram: float | None = None
         if config.eval.unigram_tokens:
-            counts = torch.from_numpy(unigram_counts(config, config.eval.unigram_tokens))
+            counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
             self._unigram = unigram_loss(counts, self._batches(), ranks)
 
     def measure(self) -> dict[str, float]:
@@ -161,7 +190,9 @@ class Validation:
         return values
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for tokens, documents in validation_batches(self._config, rank=self._ranks.rank, world=self._ranks.world):
+        config, ranks = self._config, self._ranks
+        batches = on_all(ranks, lambda: list(validation_batches(config, rank=ranks.rank, world=ranks.world)))
+        for tokens, documents in batches:
             yield split_targets(tokens, documents)
 
 

@@ -83,7 +83,18 @@ class TrainState:
             "topology_digest": topology_digest(self.layers, ranks.group),
         }
 
-    def restore(self, facts: dict[str, Any], config: Config) -> None:
+    def forget_inactive_moments(self) -> None:
+        """Zero the moments of inactive weights, which a run with grown_moments=warm leaves behind.
+
+        Otherwise they would go on moving weights that have to stay zero.
+        """
+        for layer in self.layers:
+            if layer.budget.active < layer.budget.units:
+                flags = layer.elements(layer.active)
+                mask_(self.optimizer.first_moment(layer.name), flags)
+                mask_(self.optimizer.second_moment(layer.name), flags)
+
+    def restore(self, facts: dict[str, Any]) -> None:
         """Counters from :meth:`facts`; tensors were read in place before."""
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.optimizer.set_steps_taken(facts["optimizer_steps"])

@@ -193,6 +193,14 @@ def test_retain_never_removes_the_newest_valid(tmp_path: Path) -> None:
     expect(run_ranks(load_newest, 1, tmp_path), 2)
 
 
+def test_damaged_newer_checkpoints_take_no_place_and_stay(tmp_path: Path) -> None:
+    run_ranks(save_steps, 1, tmp_path, [1, 2, 3, 4, 5])
+    for step in (4, 5):
+        (tmp_path / f"step_{step:08d}" / ".metadata").unlink()
+    assert retain(tmp_path, 2, verified=tmp_path / "step_00000003") == [tmp_path / "step_00000001"]
+    assert names(tmp_path) == ["step_00000002", "step_00000003", "step_00000004", "step_00000005"]
+
+
 def test_retain_removes_nothing_when_none_is_valid(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         (tmp_path / f"step_{step:08d}").mkdir()

@@ -192,6 +192,17 @@ def test_everything_that_does_not_fit_is_said_at_once() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("steps", "density", "total"), [(7, 0.07, 100), (35, 0.07, 500), (10_000, 0.9, 11_111)])
+def test_steps_over_density_are_exact(steps: int, density: float, total: int) -> None:
+    train = {"steps": steps, "steps_over_density": True}
+    assert Config.model_validate({"train": train, "sparsity": {"density": density}}).total_steps == total
+
+
+def test_object_stores_are_refused_by_name() -> None:
+    (message,) = problems(Config.model_validate({"data": {"path": "s3://bucket/c4"}}), world_size=1)
+    assert message.startswith("data.path: s3://bucket/c4 lies in an object store, which is not read")
+
+
 def test_warmup_is_measured_against_the_steps_that_are_trained() -> None:
     over = {"train": {"steps": 100, "steps_over_density": True}, "sparsity": {"density": 0.5}}
     assert problems(config(**over, optim={"warmup_steps": 99}), world_size=1) == []

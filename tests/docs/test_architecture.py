@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from tests.contract import PACKAGE, ROOT, level_of, levels, modules
 
 LINE = re.compile(r"^(?P<indent> *)(?P<path>[\w./]+)(?: +(?P<level>\d))?(?: +(?P<names>.+))?$")
+MORE = re.compile(r"^ {20,}(?P<names>\w.*)$")
+"""A line that goes on with the names of the one above."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,22 @@ def diagram() -> list[Entry]:
     entries: list[Entry] = []
     parent = ""
     for line in block.splitlines():
+        if more := MORE.match(line):
+            last = entries.pop()
+            entries.append(replace(last, names=last.names + _names(more["names"])))
+            continue
         match = LINE.match(line)
         assert match, f"docs/ARCHITECTURE.md: a line of the diagram is not understood: {line!r}"
         inside = bool(match["indent"])
         if not inside:
             parent = match["path"]
-        names = tuple(name.strip() for name in (match["names"] or "").split("·") if name.strip())
         path = (parent if inside else "") + match["path"]
-        entries.append(Entry(path, int(match["level"]) if match["level"] else None, names))
+        entries.append(Entry(path, int(match["level"]) if match["level"] else None, _names(match["names"])))
     return entries
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split("·") if name.strip())
 
 
 ENTRIES = diagram()
@@ -62,6 +71,17 @@ def test_no_folder_is_missing() -> None:
     assert there <= named
     launchers = next(entry for entry in ENTRIES if entry.path == "launch/").names
     assert {path.stem for path in (ROOT / "launch").glob("*.py")} <= set(launchers)
+
+
+def test_every_module_stands_in_the_diagram_once() -> None:
+    named = [
+        module
+        for entry in ENTRIES
+        if entry.path.startswith("nt_pretrain/") and entry.level is not None
+        for base in [entry.path.rstrip("/").removesuffix(".py").replace("/", ".")]
+        for module in ([f"{base}.{name}" for name in entry.names] or [base])
+    ]
+    assert sorted(named) == sorted(modules())
 
 
 def test_the_command_lines_stand_above_everything() -> None:

@@ -43,6 +43,15 @@ def test_values():
     assert found["validation/targets"] == 34
 
 
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = sample()
+    before = [each.clone() for each in logits]
+    whole = measured(logits, targets, [slice(0, 4)])
+    monkeypatch.setattr("nt_pretrain.eval.metrics.CHUNK", 7)
+    assert measured(logits, targets, [slice(0, 4)]) == whole
+    assert all(map(torch.equal, logits, before)), "the logits are the caller's"
+
+
 def test_pieces_do_not_matter_and_padding_never_counts():
     logits, targets = sample()
     whole = measured(logits, targets, [slice(0, 4)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nt_pretrain.config.schema import Config
+from nt_pretrain.eval.metrics import CHUNK, TokenSums
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.llama import Block, make_context
 from nt_pretrain.sparsity.budget import plan_budgets
@@ -86,10 +87,29 @@ def test_bytes_of_an_element(precision: str, exact: bool, expected: tuple[int, i
     assert element_bytes(config(train={"precision": precision}, parallel={"deterministic_reduce": exact})) == expected
 
 
-def test_peak_is_the_larger_of_backward_and_update() -> None:
+def test_peak_is_the_largest_of_backward_update_and_validation() -> None:
     parts = dict(weights=1, gathered=10, gradients=2, moments=3, topology=4, activations=100, loss=1000)
-    assert Memory(**parts, update=5).peak == 1120
-    assert Memory(**parts, update=9999).peak == 10009
+    assert Memory(**parts, update=5, validation=6).peak == 1120
+    assert Memory(**parts, update=9999, validation=6).peak == 10009
+    assert Memory(**parts, update=5, validation=9999).peak == 10017
+
+
+def test_validation_is_counted_as_it_is_measured() -> None:
+    """The largest tensors alive at once in TokenSums.add, with a generator as validation gives it."""
+    found = config(model={"vocab_size": 4000}, eval={"micro_batch": 4})
+    tokens, vocabulary = 4 * found.data.sequence_length, found.model.vocab_size
+    sums = TokenSums(torch.zeros(2, dtype=torch.float64))
+    targets = torch.zeros(tokens, dtype=torch.int64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        sums.add((torch.randn(tokens, vocabulary) for _ in range(2)), targets)
+    used, most = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            used += event.nbytes()
+            most = max(most, used)
+    # In fp32 a chunk is not copied before its softmax.
+    expected = memory(found).validation - min(CHUNK, tokens) * vocabulary * 4
+    assert most == pytest.approx(expected, rel=0.02)
 
 
 def test_a_checkpoint_holds_weights_moments_and_flags() -> None:

@@ -44,7 +44,7 @@ def test_a_run_killed_twice_equals_an_unkilled_one(corpus, undisturbed):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_one_rank_saves_and_exits_with_75(corpus, undisturbed, number):
     folder = undisturbed.parent / number.name
     process = launches.start(2, folder, *corpus.overrides, *OPTIONS)

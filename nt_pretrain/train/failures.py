@@ -1,0 +1,63 @@
+"""Errors that end a run: their exit codes and the words for people."""
+
+from __future__ import annotations
+
+import traceback
+
+from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.data.errors import DataError
+from nt_pretrain.observe.exitcodes import ExitCode
+
+
+class DivergedError(Exception):
+    """Loss or gradient is no longer a finite number."""
+
+
+_KNOWN: dict[type[Exception], tuple[ExitCode, str]] = {
+    DataError: (ExitCode.DATA, "data error"),
+    CheckpointError: (ExitCode.CHECKPOINT, "checkpoint error"),
+    DivergedError: (
+        ExitCode.DIVERGED,
+        "the run diverged (its last checkpoint is good; lower optim.lr or optim.clip)",
+    ),
+    ConfigErrors: (ExitCode.CONFIGURATION, "configuration error"),
+}
+_TIMED_OUT = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+def exit_code_of(error: Exception) -> int:
+    """Exit code for an error that ends a run; 1 for one that nobody foresaw."""
+    for kind, (code, _) in _KNOWN.items():
+        if isinstance(error, kind):
+            return int(code)
+    return int(ExitCode.HANG) if _has(error, _TIMED_OUT) else 1
+
+
+def is_told_alike(error: Exception) -> bool:
+    """Whether all ranks have this error with the same words, so that one of them saying it is enough."""
+    return isinstance(error, tuple(_KNOWN))
+
+
+def words_of(error: Exception, *, rank: int, timeout_seconds: int) -> str:
+    """What to tell people; a traceback only for an error that nobody foresaw."""
+    for kind, (_, words) in _KNOWN.items():
+        if isinstance(error, kind):
+            return f"{words}: {error}"
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if _has(error, _TIMED_OUT):
+        return (
+            f"rank {rank} waited longer than parallel.timeout_seconds ({timeout_seconds}) for another rank, which "
+            f"hangs or cannot be reached; ranks/ in the run directory shows who came how far. {first_line}"
+        )
+    if _has(error, _LOST):
+        return (
+            f"rank {rank}: another rank has gone; its own words, here or under ranks/ in the run directory, say why. "
+            f"{first_line}"
+        )
+    return f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
+
+
+def _has(error: Exception, signs: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

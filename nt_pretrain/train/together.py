@@ -1,0 +1,46 @@
+"""What fails on one rank fails on all, with the same words, so that none waits for one that has left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from nt_pretrain.data.errors import DataError
+from nt_pretrain.parallel.mesh import Ranks
+
+Value = TypeVar("Value")
+
+
+def on_all(ranks: Ranks, action: Callable[[], Value]) -> Value:
+    """Run ``action``, which reads data, on every rank; returns this rank's value. Collective.
+
+    Raises:
+        DataError: on every rank, if any rank had one; it says which.
+    """
+    value: Value | None = None
+    problem = ""
+    try:
+        value = action()
+    except DataError as error:
+        problem = str(error)
+    failed = torch.tensor([bool(problem)], dtype=torch.int64)
+    dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=ranks.control)
+    if failed.item():
+        raise DataError(_words(problem, ranks))
+    return value  # type: ignore[return-value]
+
+
+def _words(problem: str, ranks: Ranks) -> str:
+    texts: list[Any] = [None] * ranks.world
+    dist.all_gather_object(texts, problem, group=ranks.control)
+    where: dict[str, list[int]] = {}
+    for rank, text in enumerate(texts):
+        if text:
+            where.setdefault(text, []).append(rank)
+    return "\n".join(
+        text if len(at) == ranks.world else f"{text}\n(on rank {', '.join(map(str, at))} of {ranks.world})"
+        for text, at in where.items()
+    )
