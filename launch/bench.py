@@ -34,9 +34,9 @@ from nt_pretrain.config.schema import (
     TrainSection,
 )
 from nt_pretrain.parallel.mesh import Ranks, connect
-from nt_pretrain.sparsity.update import update
-from nt_pretrain.train.state import TrainState, budgets_at, fresh_state
+from nt_pretrain.train.state import TrainState, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
+from nt_pretrain.train.topology import update_topology
 
 SHAPES = {  # hidden, intermediate, layers, attention heads, blocks in head (NeuroTrails, arXiv 2505.17909, code)
     "9m": (128, 352, 4, 4, 2),
@@ -77,10 +77,9 @@ class Ours:
 
     def update(self) -> None:
         """The topology update alone; gradients must be there."""
-        update(
-            self.state.layers, self.state.layer_tensors(), sparsity=self.config.sparsity,
-            targets=budgets_at(self.config, self.state.shapes, 50), prune_rate=0.5, seed=0, step=50,
-            group=self.ranks.group,
+        update_topology(
+            self.state.layers, self.state.layer_tensors(), self.config, self.ranks, targets=self.state.budgets,
+            prune_rate=0.5, step=50,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 from nt_pretrain.config.batch import batch_problems
+from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
@@ -26,7 +27,8 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     found = _model(config)
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) if not found else []
-    return found + _schedules(config) + batch_problems(config, world_size) + _optimizer(config) + _paths(config)
+    found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
+    return found + _optimizer(config) + _paths(config)
 
 
 def missing_files(config: Config) -> list[str]:

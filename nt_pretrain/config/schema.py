@@ -114,16 +114,33 @@ class TrainSection(Section):
     )
     global_batch: Positive = Field(32, description="Sequences per optimizer step over all ranks.")
     micro_batch: Positive = Field(4, description="Sequences per rank and forward pass.")
-    precision: Literal["fp32", "bf16", "pure_bf16"] = Field(
+    precision: Literal["fp32", "bf16", "pure_bf16", "fp64"] = Field(
         "fp32",
-        description="fp32; bf16: compute in bf16 with fp32 master weights, moments and reduction; pure_bf16: weights "
-        "and moments in bf16 too (parity with the authors; Adam's second moment then hardly decays).",
+        description="fp32; fp64 (to compare meshes, not to train); bf16: compute in bf16 with fp32 master weights, "
+        "moments and reduction; pure_bf16: weights and moments in bf16 too (parity with the authors; Adam's second "
+        "moment then hardly decays).",
     )
     head_loss: Literal["sum", "mean"] = Field("mean", description="Training loss: sum or mean of the heads' losses.")
     loss_chunk: Positive = Field(1024, description="Tokens whose logits exist at once in the loss.")
 
 
 class ParallelSection(Section):
+    """Axes of the mesh of ranks, replicate x shard x head x tensor (docs/DISTRIBUTED.md), and how memory is saved."""
+
+    replicate: Positive = Field(1, description="Copies of all shards (hybrid sharding): one per node, for example.")
+    shard: NonNegative = Field(0, description="Ranks over which weights are sharded; 0: those the other axes leave.")
+    head: Positive = Field(1, description="Groups of ranks that share out the heads; must divide model.heads.")
+    tensor: Positive = Field(1, description="Ranks that share every matrix product (tensor and sequence parallel).")
+    activation_checkpoint: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="Activations computed again in the backward pass: none; those of feed-forward layers (selective); "
+        "of whole blocks (full).",
+    )
+    compile: bool = Field(False, description="Compile every block with torch.compile.")
+    prefetch: NonNegative = Field(
+        0, description="Blocks whose weights are gathered ahead of time, forward and backward; 0: torch decides."
+    )
+    cpu_offload: bool = Field(False, description="Keep shards of weights, moments and gradients in host memory.")
     reshard_after_forward: bool = Field(True, description="Free gathered block weights after the forward pass.")
     deterministic_reduce: bool = Field(
         False,

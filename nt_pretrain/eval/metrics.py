@@ -7,7 +7,7 @@ that depends on the batch size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,13 @@ from nt_pretrain.models.loss import IGNORED
 
 CHUNK = 1024
 """Tokens whose logits are turned to fp32 at once."""
+
+
+Exchange = Callable[[Tensor], Tensor]
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x
 
 
 @dataclass
@@ -34,32 +41,37 @@ class TokenSums:
     disagreements: float = 0.0
     targets: float = 0.0
 
-    def add(self, logits: Iterable[Tensor], targets: Tensor) -> None:
+    def add(
+        self, logits: Iterable[Tensor], targets: Tensor, *, gather: Exchange = _alone, add_up: Exchange = _alone
+    ) -> None:
         """Add the tokens of one batch: for each head logits [..., V]; targets [...] with IGNORED where none is.
 
         Logits are taken one head at a time, so a generator keeps those of one head alive only, beside their fp32 sum.
+        Where other ranks hold other heads, ``gather`` joins what all heads say, [heads here, ...] to [M, ...], and
+        ``add_up`` sums over those ranks.
         """
         targets = targets.reshape(-1)
         valid = targets != IGNORED
         total: Tensor | None = None
         at_target, choices = [], []
-        for head, head_logits in enumerate(logits):
+        for head_logits in logits:
             flat = head_logits.reshape(-1, head_logits.shape[-1])
             logp, choice = zip(*(_read_off(*part) for part in _chunks(flat, targets)), strict=True)
             at_target.append(torch.cat(logp)[valid])
             choices.append(torch.cat(choice)[valid])
-            self.heads[head] -= at_target[-1].sum().cpu()
             total = flat.to(torch.float32, copy=True) if total is None else total.add_(flat)
             del flat, head_logits  # before the next head makes its own
         assert total is not None
-        count = len(choices)
-        total /= count
-        self.probability -= float((torch.stack(at_target).logsumexp(0) - math.log(count)).sum())
+        logp_MN, choice_MN = gather(torch.stack(at_target)), gather(torch.stack(choices))
+        count = len(choice_MN)
+        total = add_up(total).div_(count)
+        self.heads -= logp_MN.sum(1).cpu()
+        self.probability -= float((logp_MN.logsumexp(0) - math.log(count)).sum())
         mean_logit = torch.cat([_read_off(*part)[0] for part in _chunks(total, targets)])
         self.logit -= float(mean_logit[valid].sum())
         for first in range(count):
             for second in range(first):
-                self.disagreements += float((choices[first] != choices[second]).sum())
+                self.disagreements += float((choice_MN[first] != choice_MN[second]).sum())
         self.targets += float(valid.sum())
 
     def table(self) -> Tensor:

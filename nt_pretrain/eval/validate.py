@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,8 +16,9 @@ from nt_pretrain.eval.metrics import TokenSums, losses
 from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.exchange import gathered, summed
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import roots
+from nt_pretrain.parallel.shard import own_heads, roots
 
 
 @torch.no_grad()
@@ -28,19 +30,23 @@ def validate(
     Every rank must bring the same number of batches; targets that are IGNORED never count. The headline
     ``validation/perplexity_ensemble`` follows ``eval.ensemble``.
     """
+    join, add_up = partial(gathered, dim=0, group=ranks.head_group), partial(summed, group=ranks.head_group)
     sums = TokenSums(torch.zeros(config.model.heads, dtype=torch.float64))
     authors: list[Tensor] = []
     for inputs, targets, documents in batches:
         inputs, targets, documents = (t.to(ranks.device) for t in (inputs, targets, documents))
         before = sums.table()
+        hidden = model.trunk_output(inputs, make_context(config.model, documents))
+        hidden, targets, documents = (gathered(each, 0, ranks.head_group) for each in (hidden, targets, documents))
         context = make_context(config.model, documents)
-        hidden = model.trunk_output(inputs, context)
-        sums.add((head(hidden, context) for head in model.heads), targets)
+        logits = (head(hidden, context) for head in own_heads(model).values())
+        sums.add(logits, targets, gather=join, add_up=add_up)
         authors.append(sums.table() - before)
     for root in roots(model):
         assert isinstance(root, FSDPModule)
         root.reshard()
-    table = sums.table()
+    # Ranks of a head or tensor group have summed the same tokens.
+    table = sums.table() * (ranks.counts and ranks.place["head"] == 0)
     dist.all_reduce(table, group=ranks.control)
     values = losses(table, config.model.heads)
     headline = "loss_ensemble" if config.eval.ensemble == "probability" else "loss_ensemble_logit"
@@ -72,6 +78,6 @@ def unigram_loss(counts: Tensor, batches: Iterable[tuple[Tensor, Tensor, Tensor]
     table = torch.zeros(2, dtype=torch.float64)
     for _, targets, _ in batches:
         valid = targets[targets != IGNORED]
-        table += torch.tensor([float(negative[valid].sum()), float(valid.numel())], dtype=torch.float64)
+        table += ranks.counts * torch.tensor([float(negative[valid].sum()), float(valid.numel())], dtype=torch.float64)
     dist.all_reduce(table, group=ranks.control)
     return float(table[0] / table[1])

@@ -20,20 +20,26 @@ IGNORED = -100
 """Target that counts neither in the loss nor in the number of targets."""
 
 
+def statistics_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of logits and sums: fp32, for fp64 weights fp64."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
+        wide = statistics_dtype(weight_VH)
+        total = torch.zeros((), dtype=wide, device=hidden_NH.device)
         wants_gradient = hidden_NH.requires_grad or weight_VH.requires_grad
         hidden_grad = torch.empty_like(hidden_NH) if wants_gradient else None
         # Summed over chunks in fp32 also under bf16: the chunks' contributions differ in size.
-        weight_grad = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_gradient else None
+        weight_grad = torch.zeros_like(weight_VH, dtype=wide) if wants_gradient else None
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
             hidden, targets = hidden_NH[part], targets_N[part]
             ignored = (targets == IGNORED)[:, None]
             column = targets.clamp_min(0)[:, None]
-            logp = torch.log_softmax((hidden @ weight_VH.t()).float(), dim=-1)
+            logp = torch.log_softmax((hidden @ weight_VH.t()).to(wide), dim=-1)
             total -= logp.gather(1, column).masked_fill_(ignored, 0.0).sum()
             if hidden_grad is None or weight_grad is None:
                 continue
@@ -68,7 +74,7 @@ def linear_cross_entropy_sum(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Te
         chunk: rows whose logits exist at once.
 
     Returns:
-        fp32 scalar. Differentiable once with respect to hidden states and weight.
+        Scalar, fp32 (fp64 for fp64 weights). Differentiable once with respect to hidden states and weight.
     """
     # An explicit custom function may not see tensors that need no gradient (evaluation): it then stores nothing.
     return _LinearCrossEntropy.apply(hidden_NH, weight_VH, targets_N, chunk)

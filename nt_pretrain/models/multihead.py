@@ -55,25 +55,30 @@ class Head(nn.Module):
             x = block(x, context)
         for _ in range(self.norm_passes):
             x = self.norm(x)
-        if targets_BT is None:
-            return self.output(x)
-        hidden_NH = x.reshape(-1, x.shape[-1])
-        return linear_cross_entropy_sum(hidden_NH, self.output.weight, targets_BT.reshape(-1), chunk=loss_chunk)
+        return self.output(x) if targets_BT is None else self.loss_sum(x, targets_BT, loss_chunk)
+
+    def loss_sum(self, x_BTH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
+        """Sum of the token losses of normalised hidden states; see :meth:`forward`."""
+        hidden_NH = x_BTH.reshape(-1, x_BTH.shape[-1])
+        return linear_cross_entropy_sum(hidden_NH, self.output.weight, targets_BT.reshape(-1), chunk=chunk)
 
 
 class MultiHead(nn.Module):
-    """The ensemble. ``trunk`` is absent (None) in a deep ensemble."""
+    """The ensemble. ``trunk`` is absent (None) in a deep ensemble; ``heads`` are those held here, by their number."""
 
-    def __init__(self, model: ModelSection) -> None:
+    def __init__(self, model: ModelSection, heads: range) -> None:
         super().__init__()
         self.trunk = Trunk(model) if model.blocks_in_head < model.layers else None
-        self.heads = nn.ModuleList(Head(model) for _ in range(model.heads))
+        self.heads = nn.ModuleDict({str(number): Head(model) for number in heads})
 
     def trunk_output(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """What every head starts from: hidden states [B, T, H], or the tokens themselves without a trunk."""
         return tokens_BT if self.trunk is None else self.trunk(tokens_BT, context)
 
 
-def build(model: ModelSection) -> MultiHead:
-    """The model of a configuration. Values are torch's defaults; :mod:`nt_pretrain.models.init` gives the real ones."""
-    return MultiHead(model)
+def build(model: ModelSection, heads: range | None = None) -> MultiHead:
+    """The model of a configuration, with all heads or only those numbered ``heads``.
+
+    Values are torch's defaults; :mod:`nt_pretrain.models.init` gives the real ones.
+    """
+    return MultiHead(model, range(model.heads) if heads is None else heads)

@@ -1,4 +1,8 @@
-"""The ranks of a run: process group, device mesh, and one way to leave."""
+"""The ranks of a run: process groups, device meshes, and one way to leave.
+
+Ranks form a mesh replicate x shard x head x tensor (:mod:`nt_pretrain.config.mesh`). The trunk is sharded along shard
+and head together, each head along shard inside its own group of ranks; docs/DISTRIBUTED.md has the picture.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from nt_pretrain.config.mesh import MeshSizes, mesh_sizes
 from nt_pretrain.config.schema import Config
+
+AXES = ("replicate", "shard", "head", "tensor")
 
 
 @dataclass(frozen=True)
@@ -18,21 +25,46 @@ class Ranks:
     """This process among the others.
 
     Attributes:
-        mesh: 1-D mesh over all ranks, axis ``shard``.
-        control: gloo group for CPU tensors: agreement on stopping, counts, checkpoints. Costs no device time.
+        place: this rank's coordinate on each axis.
+        trunk_mesh: replicate x shard x tensor, where shard is shard and head of the mesh together.
+        heads_mesh: replicate x shard x head x tensor.
+        trunk_group: ranks among which one copy of the trunk is divided. One copy of everything is divided among them.
+        heads_group: ranks among which one copy of this rank's heads is divided.
+        head_group: ranks that own different heads and are otherwise in the same place.
+        tensor_group: ranks that share this rank's matrix products.
+        replica_group: ranks that hold the same shards.
+        control: gloo group of all for CPU tensors: agreement on stopping, counts, checkpoints. Costs no device time.
     """
 
     rank: int
     world: int
     local_rank: int
     device: torch.device
-    mesh: DeviceMesh
+    sizes: MeshSizes
+    place: dict[str, int]
+    trunk_mesh: DeviceMesh
+    heads_mesh: DeviceMesh
+    trunk_group: dist.ProcessGroup
+    heads_group: dist.ProcessGroup
+    head_group: dist.ProcessGroup
+    tensor_group: dist.ProcessGroup
+    replica_group: dist.ProcessGroup
     control: dist.ProcessGroup
 
     @property
-    def group(self) -> dist.ProcessGroup:
-        """Group of the mesh: the ranks over which weights are sharded."""
-        return self.mesh.get_group()
+    def data_rank(self) -> int:
+        """Number of this rank among those that read different data; tensor ranks share theirs."""
+        return self.rank // self.sizes.tensor
+
+    @property
+    def counts(self) -> bool:
+        """Whether this rank speaks for what its tensor group holds in common, in sums over all ranks."""
+        return self.place["tensor"] == 0
+
+    def own_heads(self, heads: int) -> range:
+        """Numbers of the heads that this rank's group owns."""
+        each = heads // self.sizes.head
+        return range(each * self.place["head"], each * (self.place["head"] + 1))
 
 
 def world_size_of_launcher() -> int:
@@ -62,16 +94,52 @@ def connect(config: Config) -> Ranks:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    mesh = init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("shard",))
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, mesh, control)
+    return lay_mesh(config, device_type, local_rank, timeout)
+
+
+def lay_mesh(config: Config, device_type: str, local_rank: int, timeout: datetime.timedelta) -> Ranks:
+    """The mesh of ``config`` over the ranks of the default process group. Collective."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    sizes = mesh_sizes(config, world)
+    assert sizes.world == world, f"{sizes} does not make {world} ranks"
+    shape = (sizes.replicate, sizes.shard, sizes.head, sizes.tensor)
+    numbers = torch.arange(world).view(shape)
+    place = dict(zip(AXES, (int(at[0]) for at in torch.nonzero(numbers == rank, as_tuple=True)), strict=True))
+
+    def group_along(*axes: str) -> dist.ProcessGroup:
+        """The group of ranks that differ from this one on ``axes`` only."""
+        order = [AXES.index(axis) for axis in AXES if axis not in axes] + [AXES.index(axis) for axis in axes]
+        width = torch.tensor([shape[AXES.index(axis)] for axis in axes]).prod()
+        lines = numbers.permute(order).reshape(-1, int(width)).tolist()
+        own, _ = dist.new_subgroups_by_enumeration(lines, timeout=timeout)
+        assert own is not None
+        return own
+
+    trunk_shape = (sizes.replicate, sizes.shard * sizes.head, sizes.tensor)
+    return Ranks(
+        rank=rank,
+        world=world,
+        local_rank=local_rank,
+        device=torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu"),
+        sizes=sizes,
+        place=place,
+        trunk_mesh=init_device_mesh(device_type, trunk_shape, mesh_dim_names=("replicate", "shard", "tensor")),
+        heads_mesh=init_device_mesh(device_type, shape, mesh_dim_names=AXES),
+        trunk_group=group_along("shard", "head", "tensor"),
+        heads_group=group_along("shard", "tensor"),
+        head_group=group_along("head"),
+        tensor_group=group_along("tensor"),
+        replica_group=group_along("replicate"),
+        control=dist.new_group(backend="gloo", timeout=timeout),
+    )
 
 
 def tighten_timeout(ranks: Ranks, seconds: int) -> None:
     """Once the first step is done a collective that takes longer than ``seconds`` means a lost rank."""
     timeout = datetime.timedelta(seconds=seconds)
-    for group in {ranks.group, ranks.control, dist.group.WORLD}:
+    own = {ranks.trunk_group, ranks.heads_group, ranks.head_group, ranks.tensor_group, ranks.replica_group}
+    of_meshes = {group for mesh in (ranks.trunk_mesh, ranks.heads_mesh) for group in mesh.get_all_groups()}
+    for group in own | of_meshes | {ranks.control, dist.group.WORLD}:
         dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 

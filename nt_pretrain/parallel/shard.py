@@ -1,40 +1,40 @@
-"""The one place that puts a plain model onto a mesh: FSDP2 units, precision, materialised values.
+"""The one place that puts a plain model onto a mesh: cuts, FSDP2 units, precision, materialised values.
 
 Units are the trunk's blocks, each head's blocks, the rest of the trunk and the rest of each head. Trunk and heads are
-roots of their own, because the step calls them one by one.
+roots of their own, because the step calls them one by one. A rank holds the trunk and the heads of its group only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.init import initial_values
+from nt_pretrain.models.llama import Block
 from nt_pretrain.models.multihead import Head, MultiHead, Trunk, build
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.tensor import cut, replace_forward
 from nt_pretrain.sparsity.topology import Held
 
 
-def sharded_model(config: Config, mesh: DeviceMesh) -> MultiHead:
-    """The model of ``config``, sharded over ``mesh``, with its initial weights.
+def sharded_model(config: Config, ranks: Ranks) -> MultiHead:
+    """The model of ``config`` on the mesh of ``ranks``, with its initial weights.
 
     It is built without storage and each rank fills only the shards it holds, so a model larger than one rank's memory
-    works, and every world size starts from the same bits.
+    works, and every mesh starts from the same bits.
     """
-    with torch.device("meta"):
-        model = build(config.model)
-    if config.train.precision == "pure_bf16":
-        model = model.to(torch.bfloat16)
-    policy = precision_policy(config)
-    for root in roots(model):
-        for block in root.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.parallel.reshard_after_forward)
-        # A head's own group is needed again at once by its backward, the trunk's embedding is not needed there at all.
-        fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    model.to_empty(device=torch.device(mesh.device_type))
+    model = placed_model(config, ranks)
+    device = "cpu" if config.parallel.cpu_offload else ranks.device.type
+    model.to_empty(device=torch.device(device))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             held = held_part(parameter)
@@ -44,10 +44,64 @@ def sharded_model(config: Config, mesh: DeviceMesh) -> MultiHead:
     return model
 
 
+def placed_model(config: Config, ranks: Ranks) -> MultiHead:
+    """The same without storage (meta device). Tensor cuts come first, then recomputation, compilation, shards."""
+    with torch.device("meta"):
+        model = build(config.model, ranks.own_heads(config.model.heads))
+    stored = {"pure_bf16": torch.bfloat16, "fp64": torch.float64}.get(config.train.precision)
+    if stored is not None:
+        model = model.to(stored)
+    for root in roots(model):
+        mesh = ranks.trunk_mesh if isinstance(root, Trunk) else ranks.heads_mesh
+        if ranks.sizes.tensor > 1:
+            cut(root, mesh["tensor"])
+        blocks = [block for block in root.blocks if isinstance(block, Block)]
+        for block in blocks:
+            _recompute(block, config.parallel.activation_checkpoint)
+            if config.parallel.compile:
+                block.compile()
+        _shard(root, blocks, config, mesh["replicate", "shard"] if ranks.sizes.replicate > 1 else mesh["shard"])
+    return model
+
+
+def _shard(root: Trunk | Head, blocks: list[Block], config: Config, mesh: DeviceMesh) -> None:
+    policy = precision_policy(config)
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if config.parallel.cpu_offload else OffloadPolicy()
+
+    def wrap(module: nn.Module, reshard: bool) -> None:
+        fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=reshard)
+
+    for block in blocks:
+        wrap(block, config.parallel.reshard_after_forward)
+    # A head's own group is needed again at once by its backward, the trunk's embedding is not needed there at all.
+    wrap(root, False)
+    ahead = config.parallel.prefetch
+    for at, block in enumerate(blocks if ahead else []):
+        assert isinstance(block, FSDPModule)
+        block.set_modules_to_forward_prefetch(blocks[at + 1 : at + 1 + ahead])  # type: ignore[arg-type]
+        block.set_modules_to_backward_prefetch(blocks[max(0, at - ahead) : at][::-1])
+
+
+def _recompute(block: Block, what: str) -> None:
+    """Let the backward pass compute activations again, of the feed-forward layer (three in five of them) or of all."""
+    module = {"none": None, "selective": block.ffn, "full": block}[what]
+    if module is not None:
+        # The forward is replaced, not the module wrapped: names of parameters stay.
+        replace_forward(module, partial(_checkpointed, module.forward))
+
+
+def _checkpointed(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return checkpoint(forward, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+
+
 def roots(model: MultiHead) -> list[Trunk | Head]:
     """Trunk (if there is one) and heads: the modules that are called from outside."""
-    heads = [head for head in model.heads if isinstance(head, Head)]
-    return [*([model.trunk] if model.trunk is not None else []), *heads]
+    return [*([model.trunk] if model.trunk is not None else []), *own_heads(model).values()]
+
+
+def own_heads(model: MultiHead) -> dict[int, Head]:
+    """The heads held here by their number."""
+    return {int(number): head for number, head in model.heads.items() if isinstance(head, Head)}
 
 
 def precision_policy(config: Config) -> MixedPrecisionPolicy:
@@ -56,8 +110,9 @@ def precision_policy(config: Config) -> MixedPrecisionPolicy:
     Sums of fp32 gradients of equal micro-batches are exact in fp64 for all practical purposes, hence do not depend on
     how many ranks they are spread over.
     """
-    compute = None if config.train.precision == "fp32" else torch.bfloat16
-    reduce = torch.float64 if config.parallel.deterministic_reduce else torch.float32
+    compute = None if config.train.precision in ("fp32", "fp64") else torch.bfloat16
+    exact = config.parallel.deterministic_reduce or config.train.precision == "fp64"
+    reduce = torch.float64 if exact else torch.float32
     if config.train.precision == "pure_bf16" and not config.parallel.deterministic_reduce:
         reduce = torch.bfloat16
     return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
@@ -82,14 +137,21 @@ def held_part(parameter: Tensor) -> Held:
     Rows and columns are numbered by two thin tensors that are distributed exactly like the parameter, which is right
     for every placement (uneven, strided) and needs no communication.
     """
-    rows_total, columns_total = parameter.shape[0], parameter.numel() // parameter.shape[0]
-    if not isinstance(parameter, DTensor):
-        device = parameter.device
-        return Held(torch.arange(rows_total, device=device), torch.arange(columns_total, device=device), columns_total)
+    shape = (parameter.shape[0], parameter.numel() // parameter.shape[0])
     device = parameter.device
-    rows = torch.arange(rows_total, device=device).view([rows_total] + [1] * (parameter.ndim - 1))
-    spread = distribute_tensor(rows, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
-    return Held(spread.reshape(-1), torch.arange(columns_total, device=device), columns_total)
+    rows, columns = (torch.arange(size, device=device) for size in shape)
+    if isinstance(parameter, DTensor):
+        matrix = (parameter.shape[0], *[1] * (parameter.ndim - 1)), (*[1] * (parameter.ndim - 1), parameter.shape[-1])
+        rows = _part(rows.view(matrix[0]), parameter, 0)
+        if parameter.ndim == 2:
+            columns = _part(columns.view(matrix[1]), parameter, 1)
+    return Held(rows.reshape(-1), columns.reshape(-1), shape[1])
+
+
+def _part(numbers: Tensor, parameter: DTensor, dim: int) -> Tensor:
+    """This rank's part of ``numbers`` along ``dim``, cut as ``parameter`` is."""
+    cuts = [each if getattr(each, "dim", None) == dim else Replicate() for each in parameter.placements]
+    return distribute_tensor(numbers, parameter.device_mesh, cuts, src_data_rank=None).to_local().to(numbers.device)
 
 
 def like_parameter(values: Tensor, parameter: Tensor) -> Tensor:

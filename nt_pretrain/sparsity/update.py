@@ -96,40 +96,15 @@ def update(
     return _changes(layers, before, group)
 
 
-class TopologyError(Exception):
-    """Ranks disagree about a topology that each of them holds."""
-
-
-def topology_digest(layers: list[SparseLayer], group: dist.ProcessGroup | None) -> str:
-    """16 hexadecimal digits that identify the topology of all layers, whatever the sharding.
-
-    Raises:
-        TopologyError: on all ranks, if they hold different topologies of a layer of blocks.
-    """
+def layer_digests(layers: list[SparseLayer], group: dist.ProcessGroup | None) -> dict[str, int]:
+    """A number for each layer that identifies its topology, whatever the sharding. Collective over ``group``."""
     mine = [digest(layer) for layer in layers]
-    sharded = sum_integers(
-        [0 if x.is_replicated else v for x, v in zip(layers, mine, strict=True)], group, _device(layers)
-    )
-    _compare(layers, mine, group)
-    total = key_of("topology")
-    for layer, own, value in zip(layers, mine, sharded, strict=True):
-        value = own if layer.is_replicated else value
-        total = key_of(total, layer.name, layer.budget.units, value)
-    return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
-
-
-def _compare(layers: list[SparseLayer], digests: list[int], group: dist.ProcessGroup | None) -> None:
-    """Check that layers of which every rank holds the whole topology are the same on all of them."""
-    held = [(layer.name, value) for layer, value in zip(layers, digests, strict=True) if layer.is_replicated]
-    if not held or group is None or dist.get_world_size(group) == 1:
-        return
-    mine = torch.tensor([value for _, value in held], device=_device(layers))
-    largest = torch.stack([mine, ~mine])  # ~x falls as x rises: the largest of it is the smallest x
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-    wrong = [name for (name, _), one, other in zip(held, *largest.tolist(), strict=True) if one != ~other]
-    if wrong:
-        more = f" and {len(wrong) - 1} more layers" if len(wrong) > 1 else ""
-        raise TopologyError(f"ranks hold different topologies of {wrong[0]}{more}; go on from the last checkpoint")
+    shared = [0 if layer.is_replicated else value for layer, value in zip(layers, mine, strict=True)]
+    sums = sum_integers(shared, group, _device(layers))
+    return {
+        layer.name: value if layer.is_replicated else total
+        for layer, value, total in zip(layers, mine, sums, strict=True)
+    }
 
 
 def _drop(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.loader import Batch, TrainLoader
+from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.observe.meters import Meter
 from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
-from nt_pretrain.sparsity.update import topology_digest, update
 from nt_pretrain.train import readings
 from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
@@ -22,6 +22,7 @@ from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState, budgets_at
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from nt_pretrain.train.together import on_all
+from nt_pretrain.train.topology import update_topology
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,11 @@ def _update_topology(parts: Parts, step: int) -> tuple[dict[str, float], str]:
     """Readings of the update and the digest of the new topology."""
     config, state, ranks = parts.config, parts.state, parts.ranks
     rate = prune_rate(config, step)
-    changes = update(
-        state.layers,
-        state.layer_tensors(),
-        sparsity=config.sparsity,
-        targets=budgets_at(config, state.shapes, step),
-        prune_rate=rate,
-        seed=config.run.seed,
-        step=step,
-        group=ranks.group,
+    state.budgets = budgets_at(config, shapes_of(config.model), step)
+    changes = update_topology(
+        state.layers, state.layer_tensors(), config, ranks, targets=state.budgets, prune_rate=rate, step=step
     )
-    values = readings.of_update(changes, rate) | readings.of_topology(state.layers)
-    return values, topology_digest(state.layers, ranks.group)
+    return readings.of_update(changes, rate) | readings.of_topology(state.budgets), state.digest(ranks)
 
 
 def validation_is_due(config: Config, step: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nt_pretrain.models.groups import GROUPS, group_of
-from nt_pretrain.sparsity.topology import SparseLayer
+from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.update import LayerChange
 from nt_pretrain.train.step import Losses
 
@@ -16,10 +16,10 @@ def of_step(losses: Losses, *, head_loss: str, grad_norm: float, lr: float) -> d
     return values | {"optim/grad_norm": grad_norm, "optim/lr": lr}
 
 
-def of_topology(layers: list[SparseLayer]) -> dict[str, float]:
+def of_topology(budgets: dict[str, LayerBudget]) -> dict[str, float]:
     """Density over the sparse layers, overall and per group of layers."""
-    units = {layer.name: layer.budget.units * layer.unit**2 for layer in layers}
-    active = {layer.name: layer.budget.active * layer.unit**2 for layer in layers}
+    units = {name: budget.units * budget.unit**2 for name, budget in budgets.items()}
+    active = {name: budget.active * budget.unit**2 for name, budget in budgets.items()}
     return _shares("sparsity/density", active, units)
 
 

@@ -11,7 +11,6 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.data.position import Position
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.sparsity.update import topology_digest
 from nt_pretrain.train.state import TrainState
 
 
@@ -40,7 +39,7 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
     state.restore(found.state)
     if config.sparsity.grown_moments != "warm":
         state.forget_inactive_moments()
-    digest = topology_digest(state.layers, ranks.group)
+    digest = state.digest(ranks)
     if digest != found.state["topology_digest"]:
         raise CheckpointError(f"{found.path}: topology {digest} was read, {found.state['topology_digest']} was saved")
     return Position.from_json(found.state["position"])

@@ -92,7 +92,9 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     try:
         validation = Validation(config, state, ranks)
         writer = Writer(config, state, ranks, rundir, observer, saved_as, meter)
-        loader = on_all(ranks, lambda: TrainLoader(config, rank=ranks.rank, world=ranks.world, position=position))
+        loader = on_all(
+            ranks, lambda: TrainLoader(config, rank=ranks.data_rank, world=ranks.sizes.data, position=position)
+        )
         if missed:
             observer.validated(state.step, validation.measure())
         parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, writer.write)
@@ -168,7 +170,7 @@ def _observer(
     recorder = None
     if ranks.rank == 0:
         recorder = Recorder(rundir, start_step=state.step, tensorboard=config.observe.tensorboard)
-    density = readings.of_topology(state.layers) if state.layers else {}
+    density = readings.of_topology(state.budgets) if state.budgets else {}
     return Observer(rundir, console, recorder, meter, total_steps=config.total_steps, density=density)
 
 
@@ -191,7 +193,7 @@ class Validation:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         config, ranks = self._config, self._ranks
-        batches = on_all(ranks, lambda: list(validation_batches(config, rank=ranks.rank, world=ranks.world)))
+        batches = on_all(ranks, lambda: list(validation_batches(config, rank=ranks.data_rank, world=ranks.sizes.data)))
         for tokens, documents in batches:
             yield split_targets(tokens, documents)
 

@@ -13,34 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from nt_pretrain.config.schema import Config
+from nt_pretrain.models.accounting import Shapes, shapes_of
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import held_part, like_parameter, local, sharded_model
 from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.schedule import overall_density
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
-from nt_pretrain.sparsity.update import LayerTensors, draw, topology_digest
+from nt_pretrain.sparsity.update import LayerTensors
 from nt_pretrain.train.optim import Optimizer
+from nt_pretrain.train.topology import draw_topology, topology_digest
 
 
 @dataclass
 class TrainState:
     """Model, optimizer and topology of this rank, and how far the run has come.
 
-    ``step`` counts finished optimizer steps, ``tokens`` the targets of all ranks, ``seconds`` the time of all attempts.
+    ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
+    sparse layers of the model. ``step`` counts finished optimizer steps, ``tokens`` the targets of all ranks,
+    ``seconds`` the time of all attempts.
     """
 
     model: MultiHead
     parameters: dict[str, nn.Parameter]
     optimizer: Optimizer
     layers: list[SparseLayer]
+    budgets: dict[str, LayerBudget]
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
 
     def layer_tensors(self) -> dict[str, LayerTensors]:
         """Weight, dense gradient and moments of every sparse layer, as this rank's shards."""
@@ -79,8 +80,8 @@ class TrainState:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "optimizer_steps": self.optimizer.steps_taken(),
-            "active_units": {layer.name: layer.budget.active for layer in self.layers},
-            "topology_digest": topology_digest(self.layers, ranks.group),
+            "active_units": {name: budget.active for name, budget in self.budgets.items()},
+            "topology_digest": self.digest(ranks),
         }
 
     def forget_inactive_moments(self) -> None:
@@ -98,12 +99,17 @@ class TrainState:
         """Counters from :meth:`facts`; tensors were read in place before."""
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.optimizer.set_steps_taken(facts["optimizer_steps"])
+        for name, budget in self.budgets.items():
+            self.budgets[name] = LayerBudget(budget.shape, budget.unit, budget.units, facts["active_units"][name])
         for layer in self.layers:
-            active = facts["active_units"][layer.name]
-            layer.budget = LayerBudget(layer.budget.shape, layer.budget.unit, layer.budget.units, active)
+            layer.budget = self.budgets[layer.name]
+
+    def digest(self, ranks: Ranks) -> str:
+        """Of the topologies of all layers of the model. Collective; errors as :func:`topology_digest`."""
+        return topology_digest(self.layers, ranks, list(self.budgets))
 
 
-def budgets_at(config: Config, shapes: dict[str, tuple[int, ...]], step: int) -> dict[str, LayerBudget]:
+def budgets_at(config: Config, shapes: Shapes, step: int) -> dict[str, LayerBudget]:
     """Budgets that hold after a topology update at ``step`` (0: the first topology); empty for a dense run."""
     if config.sparsity.density == 1.0:
         return {}
@@ -112,13 +118,13 @@ def budgets_at(config: Config, shapes: dict[str, tuple[int, ...]], step: int) ->
 
 def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     """Initial weights, first topology, empty optimizer: a function of the configuration, not of the ranks."""
-    model = sharded_model(config, ranks.mesh)
+    model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
     optimizer = Optimizer(parameters, config.optim)
-    state = TrainState(model, parameters, optimizer, [])
-    budgets = budgets_at(config, state.shapes, 0)
-    state.layers = [empty_layer(name, budget, held_part(parameters[name])) for name, budget in budgets.items()]
-    draw(state.layers, seed=config.run.seed, group=ranks.group)
+    budgets = budgets_at(config, shapes_of(config.model), 0)
+    layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
+    state = TrainState(model, parameters, optimizer, layers, budgets)
+    draw_topology(layers, config.run.seed, ranks)
     with torch.no_grad():
         for layer in state.layers:
             mask_(optimizer.shards[layer.name], layer.elements(layer.active))

@@ -15,12 +15,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nt_pretrain.config.schema import Config
+from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.collectives import exact_sums
+from nt_pretrain.parallel.exchange import gathered, scattered_sum
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import set_last_micro_batch
+from nt_pretrain.parallel.shard import own_heads, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
 from nt_pretrain.train.optim import Optimizer
 
@@ -46,21 +48,37 @@ def split_targets(tokens: Tensor, documents: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def micro_batch_backward(
-    model: MultiHead, config: Config, inputs: Tensor, targets: Tensor, documents: Tensor, scale: float
+    model: MultiHead,
+    config: Config,
+    inputs: Tensor,
+    targets: Tensor,
+    documents: Tensor,
+    scale: float,
+    head_group: dist.ProcessGroup,
 ) -> Tensor:
-    """Backward of ``scale`` times the sum of the heads' loss sums; returns the loss sums [M] (fp64, this rank)."""
+    """Backward of ``scale`` times the sum of the heads' loss sums; returns those of the heads held here, [M] (fp64).
+
+    Each head sees the micro-batches of all ranks of ``head_group``, whose trunks ran each its own.
+    """
+    hidden = model.trunk_output(inputs, make_context(config.model, documents))
+    targets, documents = (gathered(each, 0, head_group) for each in (targets, documents))
     context = make_context(config.model, documents)
-    hidden = model.trunk_output(inputs, context)
-    start = hidden if model.trunk is None else hidden.detach().requires_grad_()
-    sums = []
-    for head in model.heads:
+    start = gathered(hidden.detach(), 0, head_group)
+    if model.trunk is not None:
+        start.requires_grad_()
+    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=inputs.device)
+    for number, head in own_heads(model).items():
         loss = head(start, context, targets, config.train.loss_chunk)
         loss.backward(torch.full_like(loss, scale))
-        sums.append(loss.detach().double())
+        sums[number] = loss.detach().double()
         del loss
     if model.trunk is not None:
-        hidden.backward(start.grad)
-    return torch.stack(sums)
+        assert start.grad is not None
+        gradient = scattered_sum(start.grad, 0, head_group)
+        # FSDP averages the trunk's gradient over the ranks of this group too, those of the heads not.
+        width = dist.get_world_size(head_group)
+        hidden.backward(gradient if width == 1 else gradient * width)
+    return sums
 
 
 def accumulate_gradients(model: MultiHead, config: Config, tokens: Tensor, documents: Tensor, ranks: Ranks) -> Losses:
@@ -70,10 +88,10 @@ def accumulate_gradients(model: MultiHead, config: Config, tokens: Tensor, docum
     the same wherever padding fell. Gradients travel once, in the backward of the last micro-batch.
     """
     inputs, targets, documents = split_targets(tokens.to(ranks.device), documents.to(ranks.device))
-    count = (targets != IGNORED).sum().cpu().to(torch.int64)
+    count = (targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
     dist.all_reduce(count, group=ranks.control)
-    # FSDP averages over ranks; the loss is a sum over them.
-    scale = ranks.world / max(1, int(count))
+    # FSDP averages a head's gradient over its ranks; the loss is a sum over them.
+    scale = ranks.sizes.replicate * ranks.sizes.shard / max(1, int(count))
     if config.train.head_loss == "mean":
         scale /= config.model.heads
     size = config.train.micro_batch
@@ -81,8 +99,10 @@ def accumulate_gradients(model: MultiHead, config: Config, tokens: Tensor, docum
     for first in range(0, len(inputs), size):
         part = slice(first, first + size)
         set_last_micro_batch(model, first + size >= len(inputs))
-        sums += micro_batch_backward(model, config, inputs[part], targets[part], documents[part], scale)
-    sums = sums.cpu()
+        sums += micro_batch_backward(
+            model, config, inputs[part], targets[part], documents[part], scale, ranks.head_group
+        )
+    sums = sums.cpu() * ranks.counts
     dist.all_reduce(sums, group=ranks.control)
     return Losses(sums, int(count))
 
@@ -93,12 +113,14 @@ def gradient_norm(
     """Euclidean norm of the global gradient; exact to the bit on every sharding with deterministic_reduce."""
     if config.parallel.deterministic_reduce:
         names = list(gradients)
-        squares = exact_sums([gradients[n] for n in names], [sizes[n] for n in names], ranks.group, power=2)
+        squares = exact_sums([gradients[n] for n in names], [sizes[n] for n in names], ranks.trunk_group, power=2)
         return math.sqrt(math.fsum(squares))
+    # What tensor ranks hold in common counts once.
+    counted = [each for name, each in gradients.items() if ranks.counts or group_of(name) != "norm"]
     # In fp32 also for bf16 gradients, whose own norm would be rounded to three digits.
-    norms = torch.stack(torch._foreach_norm(list(gradients.values()), dtype=torch.float32)).double()
-    total = norms.square().sum()
-    dist.all_reduce(total, group=ranks.group)
+    norms = torch._foreach_norm(counted, dtype=torch.promote_types(counted[0].dtype, torch.float32))
+    total = torch.stack(norms).double().square().sum()
+    dist.all_reduce(total, group=ranks.trunk_group)
     return float(total.sqrt())
 
 

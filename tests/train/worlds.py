@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from nt_pretrain.config.schema import Config, ModelSection, OptimSection, ParallelSection, SparsitySection, TrainSection
-from nt_pretrain.parallel.mesh import connect
+from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
-from nt_pretrain.sparsity.update import topology_digest, update
-from nt_pretrain.train.state import budgets_at, fresh_state
+from nt_pretrain.train.state import TrainState, budgets_at, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
+from nt_pretrain.train.topology import update_topology
 
 STEPS, SEQUENCES, LENGTH = 9, 8, 24
 
@@ -60,24 +61,29 @@ def sequences(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, documents
 
 
+def change(state: TrainState, config: Config, ranks: Ranks, step: int) -> None:
+    """A topology update."""
+    state.budgets = budgets_at(config, shapes_of(config.model), step)
+    rate = prune_rate(config, step)
+    tensors = state.layer_tensors()
+    update_topology(state.layers, tensors, config, ranks, targets=state.budgets, prune_rate=rate, step=step)
+
+
 def train_rank(rank: int, world: int, config: Config) -> Trace:
     """Train ``config`` for its steps; every rank returns the same trace."""
     ranks = connect(config)
     state = fresh_state(config, ranks)
-    first = hash_of(list(state.parameters.values())), topology_digest(state.layers, ranks.group)
+    first = hash_of(list(state.parameters.values())), state.digest(ranks)
     losses, norms, digests, values = [], [], [], []
     for step in range(1, config.total_steps + 1):
         tokens, documents = sequences(step)
         mine = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
         found = accumulate_gradients(state.model, config, tokens[mine], documents[mine], ranks)
         if is_update_step(config, step):
-            update(
-                state.layers, state.layer_tensors(), sparsity=config.sparsity, seed=0, step=step, group=ranks.group,
-                targets=budgets_at(config, state.shapes, step), prune_rate=prune_rate(config, step),
-            )  # fmt: skip
+            change(state, config, ranks, step)
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, config.optim.lr)
         losses.append([loss.hex() for loss in found.per_head])
         values.append(sum(found.per_head))
         norms.append(norm.hex())
-        digests.append(topology_digest(state.layers, ranks.group))
+        digests.append(state.digest(ranks))
     return Trace(losses, norms, digests, *first, hash_of(list(state.parameters.values())), values)

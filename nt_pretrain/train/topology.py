@@ -1,0 +1,117 @@
+"""The topologies of a run: drawn, updated and compared on every part of the mesh that holds some of them.
+
+A layer is divided among the ranks of its part: the trunk among all ranks of one copy, a head among its group's. Parts
+are updated one after the other by the same function; what is reported is of all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.counter_random import key_of
+from nt_pretrain.models.groups import part_of
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.topology import SparseLayer
+from nt_pretrain.sparsity.update import LayerChange, LayerTensors, draw, layer_digests, update
+
+
+class TopologyError(Exception):
+    """Ranks that hold the same topology disagree about it."""
+
+
+def parts(layers: list[SparseLayer], ranks: Ranks) -> list[tuple[list[SparseLayer], dist.ProcessGroup]]:
+    """The layers of the trunk and those of this rank's heads, each with the ranks they are divided among."""
+    trunk = [layer for layer in layers if part_of(layer.name) == "trunk"]
+    heads = [layer for layer in layers if part_of(layer.name) != "trunk"]
+    return [(trunk, ranks.trunk_group), (heads, ranks.heads_group)]
+
+
+def draw_topology(layers: list[SparseLayer], seed: int, ranks: Ranks) -> None:
+    """Draw the first topology of all layers held here. Collective."""
+    for some, group in parts(layers, ranks):
+        draw(some, seed=seed, group=group)
+
+
+def update_topology(
+    layers: list[SparseLayer],
+    tensors: dict[str, LayerTensors],
+    config: Config,
+    ranks: Ranks,
+    *,
+    targets: dict[str, LayerBudget],
+    prune_rate: float,
+    step: int,
+) -> dict[str, LayerChange]:
+    """Update all layers held here; returns what changed in all layers of the model, also those held elsewhere.
+
+    Collective. Arguments as those of :func:`nt_pretrain.sparsity.update.update`.
+    """
+    changes: dict[str, LayerChange] = {}
+    for some, group in parts(layers, ranks):
+        changes |= update(
+            some, tensors, sparsity=config.sparsity, targets=targets, prune_rate=prune_rate, seed=config.run.seed,
+            step=step, group=group,
+        )  # fmt: skip
+    return _of_all_heads(changes, ranks, list(targets))
+
+
+def topology_digest(layers: list[SparseLayer], ranks: Ranks, names: list[str]) -> str:
+    """16 hexadecimal digits that identify the topologies of all layers ``names`` of the model, whatever the mesh.
+
+    Collective.
+
+    Raises:
+        TopologyError: on all ranks, if ranks that hold the same layer differ about it (replicas; for blocks all ranks
+            of its part); it names layer and ranks.
+    """
+    mine: dict[str, int] = {}
+    for some, group in parts(layers, ranks):
+        mine |= layer_digests(some, group)
+    total = key_of("topology")
+    for name, value in _agreed(mine, ranks, names).items():
+        total = key_of(total, name, value)
+    return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+def _agreed(mine: dict[str, int], ranks: Ranks, names: list[str]) -> dict[str, int]:
+    """The digest of every layer, on which all ranks that hold some of it agree. Collective."""
+    # ~x falls as x rises: the largest ~x is that of the smallest x. Who does not hold a layer has no say.
+    silent = -(1 << 63)
+    table = [[f(mine[name]) if name in mine else silent for name in names] for f in (int, lambda x: ~x)]
+    largest = torch.tensor(table, dtype=torch.int64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=ranks.control)
+    values, inverted = largest.tolist()
+    wrong = [name for name, one, other in zip(names, values, inverted, strict=True) if one != ~other]
+    if wrong:
+        raise TopologyError(_who_differs(mine, wrong, ranks))
+    return dict(zip(names, values, strict=True))
+
+
+def _who_differs(mine: dict[str, int], wrong: list[str], ranks: Ranks) -> str:
+    told: list[Any] = [None] * ranks.world
+    dist.all_gather_object(told, mine.get(wrong[0]), group=ranks.control)
+    by_value: dict[int, list[int]] = {}
+    for rank, value in enumerate(told):
+        if value is not None:
+            by_value.setdefault(value, []).append(rank)
+    groups = sorted(by_value.values(), key=len, reverse=True)
+    sides = "; ".join(f"ranks {', '.join(map(str, each))}" for each in groups)
+    return (
+        f"{len(wrong)} layers have different topologies on ranks that must hold the same, the first {wrong[0]} "
+        f"({len(groups)} versions: {sides}). A device may be faulty; go on from the last checkpoint"
+    )
+
+
+def _of_all_heads(mine: dict[str, Any], ranks: Ranks, names: list[str]) -> dict[str, Any]:
+    """The entries of all layers ``names``, in that order, from those of this rank and of the owners of other heads."""
+    if ranks.sizes.head == 1:
+        return {name: mine[name] for name in names}
+    others: list[Any] = [None] * ranks.sizes.head
+    dist.all_gather_object(others, mine, group=ranks.head_group)
+    merged = {name: value for each in others for name, value in each.items()}
+    return {name: merged[name] for name in names}
