@@ -76,10 +76,10 @@ def _shard(root: Trunk | Head, blocks: list[Block], config: Config, mesh: Device
     # A head's own group is needed again at once by its backward, the trunk's embedding is not needed there at all.
     wrap(root, False)
     ahead = config.parallel.prefetch
-    for at, block in enumerate(blocks if ahead else []):
-        assert isinstance(block, FSDPModule)
-        block.set_modules_to_forward_prefetch(blocks[at + 1 : at + 1 + ahead])  # type: ignore[arg-type]
-        block.set_modules_to_backward_prefetch(blocks[max(0, at - ahead) : at][::-1])
+    sharded: list[FSDPModule] = [block for block in blocks if isinstance(block, FSDPModule)]
+    for at, unit in enumerate(sharded if ahead else []):
+        unit.set_modules_to_forward_prefetch(sharded[at + 1 : at + 1 + ahead])
+        unit.set_modules_to_backward_prefetch(sharded[max(0, at - ahead) : at][::-1])
 
 
 def _recompute(block: Block, what: str) -> None:
@@ -91,7 +91,7 @@ def _recompute(block: Block, what: str) -> None:
 
 
 def _checkpointed(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    return checkpoint(forward, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+    return checkpoint(forward, *arguments, use_reentrant=False)
 
 
 def roots(model: MultiHead) -> list[Trunk | Head]:

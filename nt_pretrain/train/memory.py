@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nt_pretrain.config.mesh import MeshSizes
 from nt_pretrain.config.schema import Config, ModelSection
 from nt_pretrain.eval.metrics import CHUNK
 from nt_pretrain.models.accounting import Shapes
-from nt_pretrain.models.groups import part_of
+from nt_pretrain.models.groups import group_of, part_of
 from nt_pretrain.sparsity.budget import LayerBudget
 
 
@@ -51,19 +52,23 @@ class Memory:
 
 
 def estimate(
-    config: Config, shapes: Shapes, budgets: dict[str, LayerBudget], *, world_size: int, accumulation: int
+    config: Config, shapes: Shapes, budgets: dict[str, LayerBudget], sizes: MeshSizes, *, accumulation: int
 ) -> Memory:
-    """Memory of one of ``world_size`` ranks that runs ``accumulation`` micro-batches per step."""
+    """Memory of one rank of a mesh that runs ``accumulation`` micro-batches per step."""
     compute, stored, reduced = element_bytes(config)
-    parameters = sum(map(math.prod, shapes.values()))
-    shard = math.ceil(parameters / world_size)
-    groups = _gathered_groups(config, shapes)
+    held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own_shapes(shapes, sizes).items()}
+    shard = sum(math.ceil(count / _shards(name, sizes)) for name, count in held.items())
+    groups = _gathered_groups(held)
     gradients = shard * stored
     if accumulation > 1:
-        gradients += parameters * reduced
+        gradients += sum(held.values()) * reduced
     else:
         gradients += max(*groups.values(), 0) * (compute + reduced)
-    flags = sum(b.units if b.unit > 1 else math.ceil(b.units / world_size) for b in budgets.values())
+    flags = sum(
+        budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
+        for name, budget in budgets.items()
+        if name in held
+    )
     tokens = config.train.micro_batch * config.data.sequence_length
     return Memory(
         weights=shard * stored,
@@ -71,11 +76,11 @@ def estimate(
         gradients=gradients,
         moments=2 * shard * stored,
         topology=2 * flags,
-        activations=tokens * _saved_elements_per_token(config.model) * compute,
-        loss=_loss_bytes(config, tokens, compute),
+        activations=math.ceil(tokens * _saved_elements_per_token(config, sizes) * compute),
+        loss=_loss_bytes(config, sizes, tokens * sizes.head, compute),
         # Per unit: a score of 4 bytes and three flags (active before, kept, grown).
         update=7 * flags,
-        validation=_validation_bytes(config, compute),
+        validation=_validation_bytes(config, sizes, compute),
     )
 
 
@@ -88,52 +93,92 @@ def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBud
 def element_bytes(config: Config) -> tuple[int, int, int]:
     """Bytes of an element where it is computed with, stored (weights and moments), and reduced over ranks."""
     precision = config.train.precision
-    compute = 4 if precision == "fp32" else 2
-    stored = 2 if precision == "pure_bf16" else 4
+    compute = {"fp32": 4, "fp64": 8}.get(precision, 2)
+    stored = {"pure_bf16": 2, "fp64": 8}.get(precision, 4)
     return compute, stored, 8 if config.parallel.deterministic_reduce else stored
 
 
-def saved_per_token_of_block(model: ModelSection) -> int:
-    """Elements that one block saves for its backward per token.
+def own_shapes(shapes: Shapes, sizes: MeshSizes) -> Shapes:
+    """The layers that one rank holds some of: the trunk's and those of the first of ``sizes.head`` groups of heads."""
+    heads = len({part_of(name) for name in shapes} - {"trunk"})
+    own = {"trunk", *(f"heads.{number}" for number in range(heads // sizes.head))}
+    return {name: shape for name, shape in shapes.items() if part_of(name) in own}
+
+
+def _tensor_part(name: str, elements: int, sizes: MeshSizes) -> int:
+    """Elements of a layer on one of the ranks that share its products; norms are whole on each."""
+    return elements if group_of(name) == "norm" else elements // sizes.tensor
+
+
+def _shards(name: str, sizes: MeshSizes) -> int:
+    return sizes.shard * (sizes.head if part_of(name) == "trunk" else 1)
+
+
+def saved_per_token_of_block(model: ModelSection, recompute: str = "none", tensor: int = 1) -> float:
+    """Elements that one block saves for its backward per token, on one of ``tensor`` ranks that share it.
 
     Input, normalised and scaled input of both norms (6 hidden), query and attention output (2 hidden), key and value,
-    and gate, its activation, up and their product (4 intermediate).
+    and gate, its activation, up and their product (4 intermediate). Tensor ranks divide all of it, but each keeps what
+    it gathered for its products (2 hidden).
+
+    Args:
+        recompute: as ``parallel.activation_checkpoint``; then only inputs of what is computed again are kept.
     """
     kv_width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
-    return 8 * model.hidden + 2 * kv_width + 4 * model.intermediate
+    attention, ffn = 5 * model.hidden + 2 * kv_width, 3 * model.hidden + 4 * model.intermediate
+    gathered = model.hidden if tensor > 1 else 0
+    if recompute == "full":
+        return model.hidden / tensor
+    if recompute == "selective":
+        return (attention + 3 * model.hidden) / tensor + gathered
+    return (attention + ffn) / tensor + 2 * gathered
 
 
-def _saved_elements_per_token(model: ModelSection) -> int:
-    """Of the path through trunk and one head: the heads run one after the other."""
-    return model.layers * saved_per_token_of_block(model) + 3 * model.hidden
+def _saved_elements_per_token(config: Config, sizes: MeshSizes) -> float:
+    """Of the path through trunk and one head: the heads run one after the other, each on its whole group's tokens.
+
+    What is computed again exists for one block at a time.
+    """
+    model, what = config.model, config.parallel.activation_checkpoint
+    block = saved_per_token_of_block(model, what, sizes.tensor)
+    trunk, head = model.layers - model.blocks_in_head, model.blocks_in_head
+    again = saved_per_token_of_block(model, "none", sizes.tensor) - block if what != "none" else 0.0
+    # Input and output of the trunk, and of the last norm.
+    ends = model.hidden * (1 + 2 * sizes.head) / sizes.tensor
+    return trunk * block + sizes.head * head * block + ends + (sizes.head if head else 1) * again
 
 
-def _loss_bytes(config: Config, tokens: int, compute: int) -> int:
+def _loss_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int) -> int:
     """Of the loss of one head.
 
     Logits and logarithmic probabilities of a chunk in fp32; the gradients of the last hidden states and of the output
     layer, which is summed in fp32 and then turned into the compute dtype.
     """
     model = config.model
-    weight = model.vocab_size * model.hidden * (4 if compute == 4 else 4 + compute)
-    return min(config.train.loss_chunk, tokens) * model.vocab_size * 8 + weight + tokens * model.hidden * compute
+    vocabulary = model.vocab_size // sizes.tensor
+    wide = max(4, compute)
+    weight = vocabulary * model.hidden * (wide if compute == wide else wide + compute)
+    return min(config.train.loss_chunk, tokens) * vocabulary * 2 * wide + weight + tokens * model.hidden * compute
 
 
-def _validation_bytes(config: Config, compute: int) -> int:
-    """Of one forward pass: logits of one head, the fp32 sum over heads, and a chunk's logits twice in fp32."""
-    tokens = config.eval.micro_batch * config.data.sequence_length
+def _validation_bytes(config: Config, sizes: MeshSizes, compute: int) -> int:
+    """Of one forward pass: logits of one head, the fp32 sum over heads, and a chunk's logits twice in fp32.
+
+    A head group sees its ranks' tokens together; tensor ranks gather whole logits.
+    """
+    tokens = config.eval.micro_batch * config.data.sequence_length * sizes.head
     return config.model.vocab_size * (tokens * (compute + 4) + min(CHUNK, tokens) * 8)
 
 
-def _gathered_groups(config: Config, shapes: Shapes) -> dict[str, int]:
+def _gathered_groups(held: dict[str, int]) -> dict[str, int]:
     """Elements of each group of layers that is gathered together: a block, or the rest of the trunk or of a head."""
     groups: dict[str, int] = {}
-    for name, shape in shapes.items():
+    for name, count in held.items():
         part = part_of(name)
         if part in ("trunk", "heads.0"):
             words = name.removeprefix(part + ".").split(".")
             group = f"{part}.block.{words[1]}" if words[0] == "blocks" else part
-            groups[group] = groups.get(group, 0) + math.prod(shape)
+            groups[group] = groups.get(group, 0) + count
     return groups
 
 

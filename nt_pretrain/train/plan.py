@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nt_pretrain.config.load import difference
+from nt_pretrain.config.mesh import MeshSizes, mesh_sizes
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import Accounts, account, attention_flops_per_token, flops_per_token, shapes_of
 from nt_pretrain.sparsity.budget import plan_budgets
@@ -31,7 +32,7 @@ class Plan:
         checkpoint_bytes: one checkpoint, all ranks together.
     """
 
-    world_size: int
+    sizes: MeshSizes
     accounts: Accounts
     single: int
     start_density: float
@@ -63,12 +64,13 @@ def make_plan(config: Config, world_size: int) -> Plan:
     budgets = plan_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
     accounts = account(shapes, budgets)
     attention = attention_flops_per_token(config.model, config.data.sequence_length)
-    sequences = config.train.global_batch // world_size
+    sizes = mesh_sizes(config, world_size)
+    sequences = config.train.global_batch // sizes.data
     accumulation = max(1, sequences // config.train.micro_batch)
     tokens = config.train.global_batch * config.data.sequence_length
     single = config.model.model_copy(update={"heads": 1})
     return Plan(
-        world_size=world_size,
+        sizes=sizes,
         accounts=accounts,
         single=account(shapes_of(single), {}).all.total,
         start_density=overall_density(config, 0),
@@ -82,7 +84,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         topology_updates=update_count(config),
         flops_per_token_dense=flops_per_token(accounts.per_token.total, attention),
         flops_per_token_active=flops_per_token(accounts.per_token.active, attention),
-        memory=estimate(config, shapes, budgets, world_size=world_size, accumulation=accumulation),
+        memory=estimate(config, shapes, budgets, sizes, accumulation=accumulation),
         checkpoint_bytes=checkpoint_bytes(config, shapes, budgets),
     )
 
@@ -95,7 +97,7 @@ def render(plan: Plan, config: Config) -> str:
     out.print("options that differ from the defaults")
     for line in difference(config) or ["none"]:
         out.print(f"  {line}")
-    for table in (_parameters(plan, config), _work(plan, config), _memory(plan)):
+    for table in (_parameters(plan, config), _mesh(plan), _work(plan, config), _memory(plan)):
         out.print()
         out.print(table)
     assert isinstance(out.file, io.StringIO)
@@ -141,14 +143,31 @@ def _parts(plan: Plan) -> dict:
     return trunk | ({"each head": parts[heads[0]]} if same else {head: parts[head] for head in heads})
 
 
+def _mesh(plan: Plan) -> Table:
+    """The axes of the mesh, and what each divides."""
+    sizes = plan.sizes
+    table = _table(f"mesh of {sizes.world:,} ranks" if sizes.world > 1 else "one rank", "")
+    rows = {
+        "replicate": (sizes.replicate, "copies of everything below"),
+        "shard": (sizes.shard, "weights, gradients, moments and topologies"),
+        "head": (sizes.head, "the heads; the trunk like shard"),
+        "tensor": (sizes.tensor, "every matrix product"),
+    }
+    for name, (size, what) in rows.items():
+        table.add_row(f"  {name}", f"{size:,}   {what}")
+    table.columns[1].justify = "left"
+    return table
+
+
 def _work(plan: Plan, config: Config) -> Table:
     table = _table("work", "")
     batch, micro = config.train.global_batch, config.train.micro_batch
-    parts = f"{plan.world_size:,} ranks x {plan.accumulation:,} micro-batches of {micro:,}"
+    who = "ranks" if plan.sizes.tensor == 1 else f"groups of {plan.sizes.tensor} ranks"
+    parts = f"{plan.sizes.data:,} {who} x {plan.accumulation:,} micro-batches of {micro:,}"
     rows = {
         "sequences per step": f"{batch:,} = {parts}",
         "sequences per rank and step": f"{plan.sequences_per_rank:,}",
-        "lanes of data": f"{plan.lanes:,}, {plan.lanes // plan.world_size:,} per rank",
+        "lanes of data": f"{plan.lanes:,}, {plan.lanes // plan.sizes.data:,} per rank",
         "tokens per step": f"{plan.tokens_per_step:,} (sequences of {config.data.sequence_length:,})",
         "steps": f"{plan.total_steps:,}, the first {plan.warmup_steps:,} of them warm-up",
         "tokens in all": f"{plan.total_tokens:,}",

@@ -106,7 +106,7 @@ class TrainState:
 
     def digest(self, ranks: Ranks) -> str:
         """Of the topologies of all layers of the model. Collective; errors as :func:`topology_digest`."""
-        return topology_digest(self.layers, ranks, list(self.budgets))
+        return topology_digest(self.layers, ranks, self.budgets)
 
 
 def budgets_at(config: Config, shapes: Shapes, step: int) -> dict[str, LayerBudget]:

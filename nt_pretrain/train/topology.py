@@ -60,8 +60,8 @@ def update_topology(
     return _of_all_heads(changes, ranks, list(targets))
 
 
-def topology_digest(layers: list[SparseLayer], ranks: Ranks, names: list[str]) -> str:
-    """16 hexadecimal digits that identify the topologies of all layers ``names`` of the model, whatever the mesh.
+def topology_digest(layers: list[SparseLayer], ranks: Ranks, budgets: dict[str, LayerBudget]) -> str:
+    """16 hexadecimal digits that identify the topologies of all layers of ``budgets``, whatever the mesh.
 
     Collective.
 
@@ -73,8 +73,8 @@ def topology_digest(layers: list[SparseLayer], ranks: Ranks, names: list[str]) -
     for some, group in parts(layers, ranks):
         mine |= layer_digests(some, group)
     total = key_of("topology")
-    for name, value in _agreed(mine, ranks, names).items():
-        total = key_of(total, name, value)
+    for name, value in _agreed(mine, ranks, list(budgets)).items():
+        total = key_of(total, name, budgets[name].units, value)
     return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
@@ -102,7 +102,7 @@ def _who_differs(mine: dict[str, int], wrong: list[str], ranks: Ranks) -> str:
     groups = sorted(by_value.values(), key=len, reverse=True)
     sides = "; ".join(f"ranks {', '.join(map(str, each))}" for each in groups)
     return (
-        f"{len(wrong)} layers have different topologies on ranks that must hold the same, the first {wrong[0]} "
+        f"{len(wrong)} of the layers differ between ranks that must hold the same topology, the first {wrong[0]} "
         f"({len(groups)} versions: {sides}). A device may be faulty; go on from the last checkpoint"
     )
 

@@ -46,7 +46,7 @@ def test_parameter_counts_of_the_paper(shape, parameters):
 def logits_of(model: MultiHead, section: ModelSection, tokens: torch.Tensor, documents=None) -> list[torch.Tensor]:
     context = make_context(section, torch.zeros_like(tokens) if documents is None else documents)
     hidden = model.trunk_output(tokens, context)
-    return [head(hidden, context) for head in model.heads]
+    return [head(hidden, context) for head in model.heads.values()]
 
 
 @pytest.mark.parametrize("blocks_in_head", [0, 1, 3])
@@ -109,7 +109,7 @@ def test_loss_is_cross_entropy_of_the_logits():
     targets[0, 3:9] = -100
     context = make_context(SMALL, tokens)
     hidden = model.trunk_output(tokens, context)
-    for head, logits in zip(model.heads, logits_of(model, SMALL, tokens), strict=True):
+    for head, logits in zip(model.heads.values(), logits_of(model, SMALL, tokens), strict=True):
         expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         torch.testing.assert_close(head(hidden, context, targets, 7), expected)
 
@@ -124,5 +124,5 @@ def test_final_norm_twice_changes_logits_only_by_the_gain():
     )
     with torch.no_grad():
         for each in (model, doubled):
-            each.heads[0].norm.weight.copy_(torch.linspace(0.5, 2, 32))
+            each.heads["0"].norm.weight.copy_(torch.linspace(0.5, 2, 32))
     assert not torch.allclose(logits_of(model, SMALL, tokens)[0], logits_of(doubled, twice, tokens)[0], rtol=1e-2)

@@ -8,7 +8,7 @@ import torch
 from nt_pretrain.config.schema import SparsitySection
 from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.topology import Held, SparseLayer, empty_layer
-from nt_pretrain.sparsity.update import LayerTensors, draw, topology_digest, update
+from nt_pretrain.sparsity.update import LayerTensors, draw, layer_digests, update
 
 NAME = "trunk.blocks.0.ffn.up.weight"
 
@@ -182,10 +182,10 @@ def test_soft_drop_at_high_temperature_is_hard_and_at_zero_uniform():
 def test_digest_tells_topologies_apart():
     first, _, _ = make()
     second, _, _ = make()
-    assert topology_digest([first], None) == topology_digest([second], None)
+    assert layer_digests([first], None) == layer_digests([second], None)
     position = int(second.active.nonzero()[0])
     free = int((~second.active).nonzero()[0])
     second.active[position], second.active[free] = False, True
-    assert topology_digest([first], None) != topology_digest([second], None)
+    assert layer_digests([first], None) != layer_digests([second], None)
     blocks, _, _ = make(unit=16)
-    assert topology_digest([blocks], None) != topology_digest([first], None)
+    assert layer_digests([blocks], None) != layer_digests([first], None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nt_pretrain.config.mesh import mesh_sizes
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.metrics import CHUNK, TokenSums
 from nt_pretrain.models.accounting import shapes_of
@@ -23,7 +24,7 @@ def config(**sections: dict) -> Config:
 def memory(found: Config, *, world_size: int = 1, accumulation: int = 1) -> Memory:
     shapes = shapes_of(found.model)
     budgets = plan_budgets(shapes, found.sparsity) if found.sparsity.density < 1 else {}
-    return estimate(found, shapes, budgets, world_size=world_size, accumulation=accumulation)
+    return estimate(found, shapes, budgets, mesh_sizes(found, world_size), accumulation=accumulation)
 
 
 @pytest.mark.parametrize("kv_heads", [None, 2])

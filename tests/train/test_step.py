@@ -20,7 +20,7 @@ def joint_gradients(config, model) -> dict[str, torch.Tensor]:
     inputs, targets, documents = batch()
     context = make_context(config.model, documents)
     hidden = model.trunk_output(inputs % 97, context)
-    losses = [head(hidden, context, targets % 97, 64) for head in model.heads]
+    losses = [head(hidden, context, targets % 97, 64) for head in model.heads.values()]
     (sum(losses) * 0.01).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
@@ -84,7 +84,7 @@ def _masked_step(rank: int, world: int, warm: bool):
     ranks = connect(config)
     state = fresh_state(config, ranks)
     accumulate_gradients(state.model, config, *sequences(1), ranks)
-    active = {layer.name: layer.active.view(state.shapes[layer.name]) for layer in state.layers}
+    active = {layer.name: layer.active.view(state.parameters[layer.name].shape) for layer in state.layers}
     square = sum(
         float((gradient * active.get(name, True)).double().square().sum())
         for name, gradient in state.optimizer.gradients().items()
