@@ -27,9 +27,9 @@ def sum_gradient(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _SumGradient.apply(x, group)
 
 
-def gathered(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+def gathered(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
     """:func:`gather` of a tensor that needs no gradient."""
-    world = dist.get_world_size(group)
+    world = width(group)
     if world == 1:
         return x
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world)]
@@ -37,9 +37,9 @@ def gathered(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     return torch.cat(parts, dim)
 
 
-def scattered_sum(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+def scattered_sum(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
     """:func:`scatter_sum` of a tensor that needs no gradient."""
-    world = dist.get_world_size(group)
+    world = width(group)
     if world == 1:
         return x
     parts = [part.contiguous() for part in x.chunk(world, dim)]
@@ -48,9 +48,14 @@ def scattered_sum(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     return own
 
 
-def summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def width(group: dist.ProcessGroup | None) -> int:
+    """Ranks of ``group``; None is this rank alone."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def summed(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum over ``group``, in place."""
-    if dist.get_world_size(group) > 1:
+    if width(group) > 1:
         dist.all_reduce(x, group=group)
     return x
 

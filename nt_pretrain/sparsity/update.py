@@ -215,7 +215,9 @@ def unit_values(layers: list[SparseLayer], tensors: list[Tensor], group: dist.Pr
         table = torch.zeros(layer.active.numel() // layer.block_columns, layer.block_columns, dtype=torch.int64)
         table = table.to(values[i].device)
         rows, columns = layer.held.rows.numel(), layer.held.columns
-        square = values[i].view(rows, columns.numel()).double().square_().mul_(scale).to(torch.int64)
+        square = (
+            values[i].view(rows, columns.numel()).to(torch.float64, copy=True).square_().mul_(scale).to(torch.int64)
+        )
         strips = torch.zeros(rows, layer.block_columns, dtype=torch.int64, device=table.device)
         strips.index_add_(1, columns // layer.unit, square)
         tables.append(table.index_add_(0, layer.held.rows // layer.unit, strips).view(-1))

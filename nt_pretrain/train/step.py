@@ -20,7 +20,7 @@ from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.collectives import exact_sums
-from nt_pretrain.parallel.exchange import gathered, scattered_sum
+from nt_pretrain.parallel.exchange import gathered, scattered_sum, width
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
@@ -54,7 +54,7 @@ def micro_batch_backward(
     targets: Tensor,
     documents: Tensor,
     scale: float,
-    head_group: dist.ProcessGroup,
+    head_group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Backward of ``scale`` times the sum of the heads' loss sums; returns those of the heads held here, [M] (fp64).
 
@@ -76,8 +76,8 @@ def micro_batch_backward(
         assert start.grad is not None
         gradient = scattered_sum(start.grad, 0, head_group)
         # FSDP averages the trunk's gradient over the ranks of this group too, those of the heads not.
-        width = dist.get_world_size(head_group)
-        hidden.backward(gradient if width == 1 else gradient * width)
+        groups = width(head_group)
+        hidden.backward(gradient if groups == 1 else gradient * groups)
     return sums
 
 
