@@ -19,7 +19,8 @@ class Ranks:
 
     Attributes:
         mesh: 1-D mesh over all ranks, axis ``shard``.
-        control: gloo group for CPU tensors: agreement on stopping, counts, checkpoints. Costs no device time.
+        control: gloo group for CPU tensors: agreement on stopping, counts. Costs no device time.
+        saving: another one, of nobody but the writer of checkpoints, which may run in a thread of its own.
     """
 
     rank: int
@@ -28,6 +29,7 @@ class Ranks:
     device: torch.device
     mesh: DeviceMesh
     control: dist.ProcessGroup
+    saving: dist.ProcessGroup
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -63,15 +65,15 @@ def connect(config: Config) -> Ranks:
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     mesh = init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("shard",))
-    control = dist.new_group(backend="gloo", timeout=timeout)
+    control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
     device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, mesh, control)
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, mesh, control, saving)
 
 
 def tighten_timeout(ranks: Ranks, seconds: int) -> None:
     """Once the first step is done a collective that takes longer than ``seconds`` means a lost rank."""
     timeout = datetime.timedelta(seconds=seconds)
-    for group in {ranks.group, ranks.control, dist.group.WORLD}:
+    for group in {ranks.group, ranks.control, ranks.saving, dist.group.WORLD}:
         dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
