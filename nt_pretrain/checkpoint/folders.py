@@ -46,7 +46,7 @@ def unfinished(root: Path) -> list[Path]:
 
 
 def remove_leftovers(root: Path) -> list[str]:
-    """Clear up what a killed save has left; call it on one rank, while nobody saves.
+    """Clear up what a killed save has left; call it on one rank, while nobody else saves.
 
     Returns:
         What was done, one line each for people; also written to the log.

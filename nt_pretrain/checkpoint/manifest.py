@@ -75,7 +75,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        content = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(f"there is no {MANIFEST}: not a checkpoint of this program, or not a whole one") from None
     except ValueError as error:
@@ -88,7 +89,8 @@ def read_manifest(folder: Path) -> Manifest:
             "use the version of the program that wrote it"
         )
     said = content.pop("sha256", None)
-    if said != _digest(content):
+    # Without its last byte, a newline, the file is still JSON; but then it is not what was written.
+    if said != _digest(content) or not text.endswith(b"}\n"):
         raise CheckpointError(f"{MANIFEST} is damaged, its own hash does not fit its content")
     del content["format"]
     try:

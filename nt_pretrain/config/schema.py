@@ -174,6 +174,9 @@ class CheckpointSection(Section):
     )
     save_every_minutes: Annotated[float, Field(ge=0)] = Field(30.0, description="Minutes between checkpoints; 0: off.")
     keep: Positive = Field(2, description="Newest checkpoints kept.")
+    asynchronous: bool = Field(
+        True, description="Write checkpoints while training goes on, from a copy in host memory; false: training waits."
+    )
 
 
 class EvalSection(Section):

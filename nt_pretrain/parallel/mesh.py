@@ -33,7 +33,8 @@ class Ranks:
         head_group: ranks that own different heads and are otherwise in the same place.
         tensor_group: ranks that share this rank's matrix products.
         replica_group: ranks that hold the same shards.
-        control: gloo group of all for CPU tensors: agreement on stopping, counts, checkpoints. Costs no device time.
+        control: gloo group of all for CPU tensors: agreement on stopping, counts. Costs no device time.
+        saving: another one, of nobody but the writer of checkpoints, which may run in a thread of its own.
     """
 
     rank: int
@@ -50,6 +51,7 @@ class Ranks:
     tensor_group: dist.ProcessGroup
     replica_group: dist.ProcessGroup
     control: dist.ProcessGroup
+    saving: dist.ProcessGroup
 
     @property
     def data_rank(self) -> int:
@@ -131,6 +133,7 @@ def lay_mesh(config: Config, device_type: str, local_rank: int, timeout: datetim
         tensor_group=group_along("tensor"),
         replica_group=group_along("replicate"),
         control=dist.new_group(backend="gloo", timeout=timeout),
+        saving=dist.new_group(backend="gloo", timeout=timeout),
     )
 
 
@@ -139,7 +142,7 @@ def tighten_timeout(ranks: Ranks, seconds: int) -> None:
     timeout = datetime.timedelta(seconds=seconds)
     own = {ranks.trunk_group, ranks.heads_group, ranks.head_group, ranks.tensor_group, ranks.replica_group}
     of_meshes = {group for mesh in (ranks.trunk_mesh, ranks.heads_mesh) for group in mesh.get_all_groups()}
-    for group in own | of_meshes | {ranks.control, dist.group.WORLD}:
+    for group in own | of_meshes | {ranks.control, ranks.saving, dist.group.WORLD}:
         dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 

@@ -15,6 +15,7 @@ from nt_pretrain.observe.meters import Meter
 from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
 from nt_pretrain.train import readings
+from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
 from nt_pretrain.train.observer import Observer
@@ -37,7 +38,7 @@ class Parts:
     observer: Observer
     requests: Requests
     validate: Callable[[], dict[str, float]]
-    save: Callable[[Batch], None]
+    checkpoints: Checkpoints
 
 
 def train(parts: Parts) -> ExitCode:
@@ -45,6 +46,7 @@ def train(parts: Parts) -> ExitCode:
 
     Raises:
         DivergedError: the gradient is not finite; nothing of this step is saved.
+        CheckpointError: a checkpoint cannot be written; one written in the background tells it some steps later.
     """
     with contextlib.closing(iter(parts.loader)) as batches:
         return _steps(parts, batches)
@@ -70,11 +72,14 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
             values = readings.of_step(losses, head_loss=config.train.head_loss, grad_norm=norm, lr=lr)
             observer.stepped(step, values | meter.read())
         last = step == config.total_steps
-        decision = parts.requests.decide()
+        decision = parts.requests.decide(parts.checkpoints.progress())
+        if decision.settle:
+            with meter.paused():
+                parts.checkpoints.settle()
         # First of all the checkpoint: launchers kill what has not ended some seconds after their signal.
         if last or decision.save or _due(step, config.checkpoint.save_every_steps):
             with meter.paused():
-                parts.save(batch)
+                parts.checkpoints.save(batch, wait=last or decision.stop)
             parts.requests.saved()
         if validation_is_due(config, step):
             with meter.paused():

@@ -15,6 +15,7 @@ from nt_pretrain.config.schema import Config, ModelSection
 from nt_pretrain.eval.metrics import CHUNK
 from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import group_of, part_of
+from nt_pretrain.parallel.mesh import wants_cuda
 from nt_pretrain.sparsity.budget import LayerBudget
 
 
@@ -32,6 +33,7 @@ class Memory:
         loss: logits of one chunk of tokens, and the gradient of one output layer.
         update: scores and flags during a topology update, when activations and logits are gone.
         validation: logits of one head and the sum of all, when gradients and activations are gone.
+        snapshot: the copy that a checkpoint is written from; none on a GPU, where it is in the host's memory.
     """
 
     weights: int
@@ -43,10 +45,11 @@ class Memory:
     loss: int
     update: int
     validation: int
+    snapshot: int = 0
 
     @property
     def peak(self) -> int:
-        stored = self.weights + self.moments + self.topology
+        stored = self.weights + self.moments + self.topology + self.snapshot
         step = self.gradients + max(self.gathered + self.activations + self.loss, self.update)
         return stored + max(step, self.gathered + self.validation)
 
@@ -81,6 +84,7 @@ def estimate(
         # Per unit: a score of 4 bytes and three flags (active before, kept, grown).
         update=7 * flags,
         validation=_validation_bytes(config, sizes, compute),
+        snapshot=3 * shard * stored + 2 * flags if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
 
 

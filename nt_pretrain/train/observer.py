@@ -63,9 +63,17 @@ class Observer:
             text += f", unigram level {values['validation/unigram_perplexity']:.2f}"
         self._event("validation", step, text, {}, echo=text)
 
-    def saved(self, step: int, path: str, seconds: float, size: int) -> None:
-        text = f"saved {path} ({size / 1e6:.1f} MB in {seconds:.1f} s)"
-        self._event("checkpoint", step, text, {"path": path, "seconds": seconds, "bytes": size}, echo=text)
+    def saved(self, step: int, path: str, seconds: float, held_seconds: float, size: int) -> None:
+        """The checkpoint of ``step`` is in place after ``seconds``, ``held_seconds`` of which training was held."""
+        text = f"saved {path} ({size / 1e6:.1f} MB in {seconds:.1f} s, training held for {held_seconds:.2f} s)"
+        facts = {"path": path, "total_seconds": seconds, "stall_seconds": held_seconds, "bytes": size}
+        self._event("checkpoint", step, text, facts, echo=text)
+        if self._recorder is not None:
+            readings = {"checkpoint/stall_seconds": held_seconds, "checkpoint/total_seconds": seconds}
+            self._recorder.metrics(step, readings)
+
+    def flush(self) -> None:
+        """Everything told so far survives a kill; to be called before a checkpoint is written."""
         if self._recorder is not None:
             self._recorder.flush()
 

@@ -204,6 +204,7 @@ def _memory(plan: Plan) -> Table:
         "logits and loss": memory.loss,
         "topology update (when gathered, activations, loss are gone)": memory.update,
         "validation (when gradients, activations, loss are gone)": memory.validation,
+        "copy that a checkpoint is written from": memory.snapshot,
         "peak": memory.peak,
     }
     for name, size in rows.items():

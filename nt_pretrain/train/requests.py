@@ -15,6 +15,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from nt_pretrain.checkpoint.background import Progress
 from nt_pretrain.config.schema import CheckpointSection
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
@@ -24,11 +25,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do after this step; ``reason`` is for people."""
+    """What all ranks do after this step.
+
+    Attributes:
+        reason: of stop or save, for people.
+        settle: a save in the background has ended, well or not.
+    """
 
     stop: bool
     save: bool
     reason: str
+    settle: bool
 
 
 class Requests:
@@ -55,30 +62,32 @@ class Requests:
         self._signal = number
 
     def saved(self) -> None:
-        """A checkpoint was written; the minutes count from here."""
+        """A checkpoint was begun; the minutes count from here."""
         self._last_save = time.monotonic()
 
-    def decide(self) -> Decision:
-        """Collective: what all ranks do now."""
+    def decide(self, saving: Progress) -> Decision:
+        """Collective: what all ranks do now; ``saving`` is how far this rank's save in the background is."""
         stop_file = save_file = overdue = False
         if self._ranks.rank == 0:
             stop_file, save_file = self._rundir.stop.exists(), self._rundir.save.exists()
             minutes = self._checkpoint.save_every_minutes
             overdue = minutes > 0 and time.monotonic() - self._last_save > 60 * minutes
         orphaned = self._launcher not in (None, os.getppid())
-        wishes = torch.tensor([self._signal, stop_file, save_file, overdue, orphaned], dtype=torch.int64)
+        wishes = torch.tensor([self._signal, stop_file, save_file, overdue, orphaned, saving], dtype=torch.int64)
         dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._ranks.control)
-        number, stop_file, save_file, overdue, orphaned = wishes.tolist()
+        number, stop_file, save_file, overdue, orphaned, progress = wishes.tolist()
+        settle = Progress(progress).has_ended
         if self._ranks.rank == 0:
             for path, seen in ((self._rundir.stop, stop_file), (self._rundir.save, save_file)):
                 if seen:
                     path.unlink(missing_ok=True)
         if number:
-            return Decision(True, True, f"received {signal.Signals(number).name}")
+            return Decision(True, True, f"received {signal.Signals(number).name}", settle)
         if orphaned:
-            return Decision(True, True, "torchrun has gone")
+            return Decision(True, True, "torchrun has gone", settle)
         if stop_file:
-            return Decision(True, True, "file STOP found in the run directory")
+            return Decision(True, True, "file STOP found in the run directory", settle)
         if save_file:
-            return Decision(False, True, "file SAVE found in the run directory")
-        return Decision(False, bool(overdue), f"{self._checkpoint.save_every_minutes:g} minutes since the last one")
+            return Decision(False, True, "file SAVE found in the run directory", settle)
+        reason = f"{self._checkpoint.save_every_minutes:g} minutes since the last one"
+        return Decision(False, bool(overdue), reason, settle)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -16,12 +14,10 @@ from torch import Tensor
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.checkpoint.folders import remove_leftovers
 from nt_pretrain.checkpoint.load import newest_valid
-from nt_pretrain.checkpoint.save import retain, save
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.loader import Batch, TrainLoader, unigram_counts, validation_batches
-from nt_pretrain.data.position import Position, merge
+from nt_pretrain.data.loader import TrainLoader, unigram_counts, validation_batches
 from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.eval.validate import unigram_loss, validate
 from nt_pretrain.observe.claim import claim
@@ -34,6 +30,7 @@ from nt_pretrain.observe.record import Recorder
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train import readings
+from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.failures import exit_code_of, words_of
 from nt_pretrain.train.loop import Parts, train, validation_is_due
 from nt_pretrain.train.observer import Observer
@@ -91,14 +88,14 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
         rundir.write_environment(collect())
     try:
         validation = Validation(config, state, ranks)
-        writer = Writer(config, state, ranks, rundir, observer, saved_as, meter)
-        loader = on_all(
-            ranks, lambda: TrainLoader(config, rank=ranks.data_rank, world=ranks.sizes.data, position=position)
-        )
+        checkpoints = Checkpoints(config, state, ranks, rundir, observer, saved_as, meter)
+        reader, readers = ranks.data_rank, ranks.sizes.data
+        loader = on_all(ranks, lambda: TrainLoader(config, rank=reader, world=readers, position=position))
         if missed:
             observer.validated(state.step, validation.measure())
-        parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, writer.write)
-        code = train(parts)
+        parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, checkpoints)
+        with contextlib.closing(checkpoints):
+            code = train(parts)
     except Exception as error:
         words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.timeout_seconds)
         observer.ended("failed", state.step, exit_code_of(error), words)
@@ -196,37 +193,3 @@ class Validation:
         batches = on_all(ranks, lambda: list(validation_batches(config, rank=ranks.data_rank, world=ranks.sizes.data)))
         for tokens, documents in batches:
             yield split_targets(tokens, documents)
-
-
-@dataclass
-class Writer:
-    """Writes checkpoints of this run."""
-
-    config: Config
-    state: TrainState
-    ranks: Ranks
-    rundir: RunDir
-    observer: Observer
-    identity: dict[str, Any]
-    meter: Meter
-
-    def write(self, batch: Batch) -> None:
-        """Save the state after ``batch`` was trained on. Collective."""
-        begin = time.perf_counter()
-        self.state.seconds = self.meter.hours * 3600
-        positions: list[Any] = [None] * self.ranks.world
-        dist.all_gather_object(positions, batch.position_after.to_json(), group=self.ranks.control)
-        position = merge([Position.from_json(each) for each in positions])
-        saved = self.state.facts(self.ranks) | {"position": position.to_json()}
-        path = save(
-            self.rundir.checkpoints,
-            self.state.step,
-            self.state.checkpoint_tensors(),
-            saved,
-            identity=self.identity,
-            group=self.ranks.control,
-        )
-        if self.ranks.rank == 0:
-            retain(self.rundir.checkpoints, self.config.checkpoint.keep, verified=path)
-            size = sum(file.stat().st_size for file in path.iterdir())
-            self.observer.saved(self.state.step, str(path), time.perf_counter() - begin, size)

@@ -97,6 +97,10 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def cut_last_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
 def append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"more")
 
@@ -112,6 +116,7 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("state.json", flip_bit, "state.json is damaged"),
     ("state.json", Path.unlink, "state.json is missing"),
     ("manifest.json", truncate, "manifest.json is damaged, it is not JSON"),
+    ("manifest.json", cut_last_byte, "manifest.json is damaged, its own hash"),
     ("manifest.json", Path.unlink, "there is no manifest.json: not a checkpoint of this program, or not a whole one"),
     ("__4_0.distcp", Path.touch, "__4_0.distcp does not belong to it"),
     ("strange", Path.mkdir, "strange does not belong to it"),

@@ -63,7 +63,8 @@ def test_an_override_repairs_the_file(write) -> None:
         ("model:\n  lr: 3", "x.yaml:2: model.lr: unknown key; did you mean optim.lr?"),
         (
             "checkpoint:\n  zzz: 3",
-            "x.yaml:2: checkpoint.zzz: unknown key; checkpoint has save_every_steps, save_every_minutes, keep",
+            "x.yaml:2: checkpoint.zzz: unknown key; checkpoint has "
+            "save_every_steps, save_every_minutes, keep, asynchronous",
         ),
         ("\nmdel:\n  hidden: 3", "x.yaml:2: mdel: unknown section; did you mean model?"),
         (

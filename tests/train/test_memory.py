@@ -119,3 +119,15 @@ def test_a_checkpoint_holds_weights_moments_and_flags() -> None:
     parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
     budgets = plan_budgets(shapes, found.sparsity)
     assert checkpoint_bytes(found, shapes, budgets) == 12 * parameters + 2 * sum(b.units for b in budgets.values())
+
+
+def test_the_copy_for_the_background_is_as_large_as_what_is_saved() -> None:
+    found = config(sparsity={"density": 0.5}, run={"device": "cpu"})
+    waited_for = config(sparsity={"density": 0.5}, run={"device": "cpu"}, checkpoint={"asynchronous": False})
+    shapes = shapes_of(found.model)
+    budgets = plan_budgets(shapes, found.sparsity)
+    assert memory(found).snapshot == checkpoint_bytes(found, shapes, budgets)
+    assert memory(waited_for).snapshot == 0
+    assert memory(found).peak - memory(waited_for).peak == memory(found).snapshot
+    on_gpu = config(sparsity={"density": 0.5}, run={"device": "cuda"})
+    assert memory(on_gpu).snapshot == 0, "there it is in the memory of the host"
