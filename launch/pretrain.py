@@ -18,7 +18,13 @@ from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
-from nt_pretrain.parallel.mesh import connect, disconnect, rank_of_launcher, world_size_of_launcher
+from nt_pretrain.parallel.mesh import (
+    connect,
+    disconnect,
+    launcher_problems,
+    rank_of_launcher,
+    world_size_of_launcher,
+)
 from nt_pretrain.train.failures import exit_code_of, is_told_alike, words_of
 from nt_pretrain.train.plan import make_plan, render
 from nt_pretrain.train.run import run
@@ -46,7 +52,7 @@ def checked_config(arguments: argparse.Namespace, world: int) -> Config:
     config = load_config(arguments.config, arguments.overrides)
     wrong = problems(config, world_size=world)
     if not arguments.dry_run:
-        wrong += missing_files(config)
+        wrong += missing_files(config) + launcher_problems()
         if config.run.device == "cuda" and not torch.cuda.is_available():
             wrong.append("run.device: cuda, but torch finds no CUDA device here; set run.device=auto or cpu")
     if wrong:
