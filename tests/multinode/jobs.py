@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -68,6 +69,17 @@ class Job:
             assert time.monotonic() < deadline, f"step {step} not reached within {timeout:.0f} s:\n{self.tails()}"
             assert any(agent.poll() is None for agent in self.agents.values()), f"ended early:\n{self.tails()}"
             time.sleep(0.02)
+
+    def wait_for_resume(self, count: int = 1, *, timeout: float = 90) -> None:
+        """Wait until the run has been continued ``count`` times and has made a step since."""
+        deadline = time.monotonic() + timeout
+        while True:
+            kinds = [json.loads(line) for line in RunDir(self.folder).events.read_text().splitlines()]
+            resumed = [event["step"] for event in kinds if event["kind"] == "resume"]
+            if len(resumed) >= count and launches.last_step(self.folder) > resumed[-1]:
+                return
+            assert time.monotonic() < deadline, f"not resumed within {timeout:.0f} s:\n{self.tails()}"
+            time.sleep(0.05)
 
     def wait_for_end(self, *numbers: int, timeout: float = 120) -> dict[int, int]:
         """Exit codes of the torchruns of these nodes; of all without arguments."""
