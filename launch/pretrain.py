@@ -7,6 +7,7 @@ real one stands in status.json of the run directory.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -72,6 +73,8 @@ def command_line() -> str:
 def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
     """Say what is wrong; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
     report_failure(message)
+    if logging.getLogger().handlers:  # the log of this rank; on several nodes nobody sees all consoles
+        logging.getLogger("nt_pretrain").error(message)
     if on_every_rank or rank_of_launcher() == 0:
         print(message, file=sys.stderr)
     return code

@@ -81,7 +81,13 @@ def submit(scheduler: Path, folder: Path, *overrides: str, restarts: int = 0) ->
 def options(corpus: Corpus, steps: int) -> list[str]:
     return [
         *corpus.overrides,
-        *("observe.log_every_steps=1", "data.workers=0", "observe.tensorboard=false", f"train.steps={steps}"),
+        *(
+            "run.threads_per_rank=1",
+            "observe.log_every_steps=1",
+            "data.workers=0",
+            "observe.tensorboard=false",
+            f"train.steps={steps}",
+        ),
     ]
 
 
@@ -99,7 +105,7 @@ def test_notice_saves_and_queues_again_and_the_next_start_resumes(
         status = RunDir(folder).read_status()
         assert status is not None
         assert (status.state, status.exit_code) == ("stopped", 75)
-        assert f"stopping after step {status.step}: received SIGUSR1" in launches.tail(folder)
+        assert f"stopping after step {status.step}: received SIGUSR1" in (folder / "console.log").read_text()
         assert (scheduler / "requeued").read_text().split() == [str(os.getpid())]
         again = submit(scheduler, folder, *options(corpus, status.step + 3), restarts=1)
         launches.finish(again, folder, timeout=90)

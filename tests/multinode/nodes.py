@@ -35,9 +35,7 @@ class Node:
     switch: str
     link: str
 
-    def start(
-        self, command: list[str], *, cwd: str, env: dict[str, str], log: str, new_group: bool = True
-    ) -> subprocess.Popen[str]:
+    def start(self, command: list[str], *, cwd: str, env: dict[str, str], log: str) -> subprocess.Popen[str]:
         """Start ``command`` on this node, output appended to the file ``log``."""
         with open(log, "a", encoding="utf-8") as file:
             return subprocess.Popen(
@@ -47,11 +45,11 @@ class Node:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                start_new_session=new_group,
+                start_new_session=True,
             )
 
     def processes(self) -> list[int]:
-        return [int(pid) for pid in _ip("netns", "pids", self.name).split()]
+        return [int(pid) for pid in ip("netns", "pids", self.name).split()]
 
     def kill(self) -> None:
         """The node's sudden death: SIGKILL to everything on it, oldest (the agent) first, until nothing is left."""
@@ -65,10 +63,10 @@ class Node:
 
     def cut(self) -> None:
         """Pull the cable: packets vanish, no connection is told."""
-        _ip("-n", self.switch, "link", "set", self.link, "down")
+        ip("-n", self.switch, "link", "set", self.link, "down")
 
     def mend(self) -> None:
-        _ip("-n", self.switch, "link", "set", self.link, "up")
+        ip("-n", self.switch, "link", "set", self.link, "up")
 
 
 @contextlib.contextmanager
@@ -85,17 +83,17 @@ def cluster(count: int) -> Iterator[list[Node]]:
     switch = f"{stem}-switch"
     nodes = [Node(f"{stem}-node{k}", f"10.77.0.{k + 1}", switch, f"port{k}") for k in range(count)]
     try:
-        _ip("netns", "add", switch)
-        _ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
-        _ip("-n", switch, "link", "set", "bridge0", "up")
+        ip("netns", "add", switch)
+        ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
+        ip("-n", switch, "link", "set", "bridge0", "up")
         for node in nodes:
-            _ip("netns", "add", node.name)
+            ip("netns", "add", node.name)
             peer = ["type", "veth", "peer", "name", INTERFACE, "netns", node.name]
-            _ip("-n", switch, "link", "add", node.link, *peer)
-            _ip("-n", switch, "link", "set", node.link, "master", "bridge0", "up")
-            _ip("-n", node.name, "link", "set", "lo", "up")
-            _ip("-n", node.name, "addr", "add", f"{node.address}/24", "dev", INTERFACE)
-            _ip("-n", node.name, "link", "set", INTERFACE, "up")
+            ip("-n", switch, "link", "add", node.link, *peer)
+            ip("-n", switch, "link", "set", node.link, "master", "bridge0", "up")
+            ip("-n", node.name, "link", "set", "lo", "up")
+            ip("-n", node.name, "addr", "add", f"{node.address}/24", "dev", INTERFACE)
+            ip("-n", node.name, "link", "set", INTERFACE, "up")
         yield nodes
     finally:
         for name in [*(node.name for node in nodes), switch]:
@@ -104,7 +102,7 @@ def cluster(count: int) -> Iterator[list[Node]]:
 
 def remove_leftovers() -> None:
     """Remove what test runs left that were killed themselves: namespaces of our name whose maker is gone."""
-    for line in _ip("netns", "list").splitlines():
+    for line in ip("netns", "list").splitlines():
         match = NAME.match(line.split()[0])
         if match and not psutil.pid_exists(int(match[1])):
             _remove(match[0])
@@ -113,10 +111,10 @@ def remove_leftovers() -> None:
 def _remove(name: str) -> None:
     with contextlib.suppress(NoNodes):  # it may never have been made
         Node(name, "", "", "").kill()
-        _ip("netns", "delete", name)
+        ip("netns", "delete", name)
 
 
-def _ip(*arguments: str) -> str:
+def ip(*arguments: str) -> str:
     try:
         done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=20, check=False)
     except FileNotFoundError:
