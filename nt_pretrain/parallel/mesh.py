@@ -48,8 +48,9 @@ def rank_of_launcher() -> int:
 def launcher_problems() -> list[str]:
     """What is wrong with how torchrun was started, one line each.
 
-    torchrun by default keeps one store for all attempts: restarted ranks read the addresses of the dead ones, and a node
-    that joins later is never told where the store is. Each restart would fail, perhaps after weeks, so it is told now.
+    torchrun by default keeps one store for all attempts: restarted ranks read the addresses of the dead ones, and a
+    node that joins later is never told where the store is. Each restart would fail, perhaps after weeks, so it is told
+    now.
     """
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     if restarts == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

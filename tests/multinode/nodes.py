@@ -1,7 +1,7 @@
 """Nodes of a cluster on one machine: network namespaces, each with its own address, joined by a bridge.
 
-The bridge lives in a namespace too, so that nothing of the machine's own network is touched and addresses can clash with
-nobody's. Names carry the process that made them: what a killed test run left is found by its name and removed.
+The bridge lives in a namespace too, so that nothing of the machine's own network is touched and addresses can clash
+with nobody's. Names carry the process that made them: what a killed test run left is found by its name and removed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.multinode.nodes import PREFIX, Node, NoNodes, ip, cluster, remove_leftovers
+from tests.multinode.nodes import PREFIX, Node, NoNodes, cluster, ip, remove_leftovers
 
 pytestmark = pytest.mark.multinode
 DIAL = "import socket, sys; socket.create_connection((sys.argv[1], 7000), timeout=2)"
