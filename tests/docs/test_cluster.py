@@ -33,7 +33,13 @@ def test_every_flag_of_the_command_has_its_reason() -> None:
 def test_the_scripts_use_these_settings() -> None:
     for name in ("slurm.sbatch", "kubernetes.yaml"):
         script = (ROOT / "launch" / name).read_text(encoding="utf-8")
-        for setting in ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "is_host=", "--local-addr", "--max-restarts", "--rdzv-id"):
+        for setting in (
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
+            "is_host=",
+            "--local-addr",
+            "--max-restarts",
+            "--rdzv-id",
+        ):
             assert setting in script, f"{name}: {setting}"
     assert "--signal=B:USR1@120" in TEXT and "#SBATCH --signal=B:USR1@120" in (
         ROOT / "launch" / "slurm.sbatch"

@@ -71,12 +71,15 @@ class Job:
             time.sleep(0.02)
 
     def wait_for_resume(self, count: int = 1, *, timeout: float = 90) -> None:
-        """Wait until the run has been continued ``count`` times and has made a step since."""
+        """Wait until the run has been started again ``count`` times and has made a step since.
+
+        A run that dies before its first checkpoint starts again from step 0.
+        """
         deadline = time.monotonic() + timeout
         while True:
             kinds = [json.loads(line) for line in RunDir(self.folder).events.read_text().splitlines()]
-            resumed = [event["step"] for event in kinds if event["kind"] == "resume"]
-            if len(resumed) >= count and launches.last_step(self.folder) > resumed[-1]:
+            resumed = [event["step"] for event in kinds if event["kind"] in ("start", "resume")]
+            if len(resumed) > count and launches.last_step(self.folder) > resumed[-1]:
                 return
             assert time.monotonic() < deadline, f"not resumed within {timeout:.0f} s:\n{self.tails()}"
             time.sleep(0.05)
