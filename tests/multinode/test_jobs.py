@@ -103,7 +103,7 @@ def test_nodes_may_stay_away_and_come_back_where_the_batch_fits(new_job: Any) ->
 
 def test_nodes_too_few_for_the_batch_are_told_so(new_job: Any) -> None:
     """Two of three nodes stay, and 6 sequences in micro-batches of 2 fit one or three ranks only."""
-    job = new_job("misfit", "train.global_batch=6", "train.steps=100000", nnodes="2:3", max_restarts=1)
+    job = new_job("misfit", "train.global_batch=6", "data.lanes=6", "train.steps=100000", nnodes="2:3", max_restarts=1)
     job.start(0, 1, 2)
     job.wait_for_step(3)
     job.kill_node(2)
