@@ -18,7 +18,7 @@ def test_torchrun_takes_the_command() -> None:
     (block,) = [block for block in BLOCKS if "torchrun" in block]
     variable, command = block.split("\n", 1)
     assert variable == "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
-    options = get_args_parser().parse_args(shlex.split(command)[1:])
+    options = get_args_parser().parse_args(shlex.split(command.replace("\\\n", " "))[1:])
     assert options.nnodes == "4" and options.rdzv_conf == "is_host=false"
     assert (ROOT / parse(options.training_script_args).config).is_file()
 
