@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,28 @@ def test_nodes_may_stay_away_and_come_back_where_the_batch_fits(new_job: Any) ->
     status = RunDir(job.folder).read_status()
     assert status is not None
     assert (status.state, status.exit_code) == ("stopped", 75), "file STOP ends the job in spite of --max-restarts"
+
+
+def test_notice_to_one_node_loses_no_step_and_without_the_store_all_end(new_job: Any) -> None:
+    """SIGTERM to one torchrun, as before a spot instance goes; then the death of the node with the store."""
+    job = new_job("notice", "train.steps=100000")
+    job.start()
+    job.wait_for_step(3)
+    job.agents[3].send_signal(signal.SIGTERM)
+    assert job.wait_for_end(3) == {3: 1}
+    (stopped,) = events(job, "stop")
+    assert stopped["reason"] == "received SIGTERM"
+    assert [job.agents[number].poll() for number in (0, 1, 2)] == [None] * 3, "the others wait for a node in its place"
+    job.start(3)
+    job.wait_for_resume()
+    assert events(job, "resume")[-1]["step"] == stopped["step"]
+    job.kill_node(0)
+    died = time.monotonic()
+    assert set(job.wait_for_end(1, 2, 3).values()) == {1}
+    print(f"all ended after {time.monotonic() - died:.1f} s")
+    job.start()
+    job.wait_for_resume(2)
+    print(f"all go on {time.monotonic() - died:.1f} s after its death")
 
 
 def test_nodes_too_few_for_the_batch_are_told_so(new_job: Any) -> None:
