@@ -83,6 +83,7 @@ def options(corpus: Corpus, steps: int) -> list[str]:
         *corpus.overrides,
         *(
             "run.threads_per_rank=1",
+            "optim.warmup_steps=1",
             "observe.log_every_steps=1",
             "data.workers=0",
             "observe.tensorboard=false",
