@@ -92,7 +92,7 @@ def options(corpus: Corpus, steps: int) -> list[str]:
     ]
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_notice_saves_and_queues_again_and_the_next_start_resumes(
     corpus: Corpus, scheduler: Path, tmp_path: Path
 ) -> None:
@@ -102,14 +102,14 @@ def test_notice_saves_and_queues_again_and_the_next_start_resumes(
         job = submit(scheduler, folder, *options(corpus, 100_000))
         launches.wait_for_step(job, folder, 3)
         job.send_signal(signal.SIGUSR1)
-        launches.finish(job, folder, timeout=90, expect=75)
+        launches.finish(job, folder, timeout=150, expect=75)
         status = RunDir(folder).read_status()
         assert status is not None
         assert (status.state, status.exit_code) == ("stopped", 75)
         assert f"stopping after step {status.step}: received SIGUSR1" in (folder / "console.log").read_text()
         assert (scheduler / "requeued").read_text().split() == [str(os.getpid())]
         again = submit(scheduler, folder, *options(corpus, status.step + 3), restarts=1)
-        launches.finish(again, folder, timeout=90)
+        launches.finish(again, folder, timeout=150)
         assert f"resuming {folder} from step {status.step} " in (folder / "console.log").read_text()
         assert launches.last_step(folder) == status.step + 3
         assert len((scheduler / "requeued").read_text().split()) == 1, "a finished job is not queued again"
@@ -119,14 +119,14 @@ def test_notice_saves_and_queues_again_and_the_next_start_resumes(
         shutil.rmtree(logs, ignore_errors=True)
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(300)
 def test_a_cancelled_job_saves_and_is_not_queued_again(corpus: Corpus, scheduler: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "cancelled"
     try:
         job = submit(scheduler, folder, *options(corpus, 100_000))
         launches.wait_for_step(job, folder, 2)
         job.send_signal(signal.SIGTERM)
-        launches.finish(job, folder, timeout=60, expect=75)
+        launches.finish(job, folder, timeout=150, expect=75)
         assert not (scheduler / "requeued").exists()
     finally:
         shutil.rmtree(launches.ROOT / "logs" / f"slurm-{os.getpid()}", ignore_errors=True)
