@@ -7,6 +7,7 @@ real one stands in status.json of the run directory.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -18,7 +19,13 @@ from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
-from nt_pretrain.parallel.mesh import connect, disconnect, rank_of_launcher, world_size_of_launcher
+from nt_pretrain.parallel.mesh import (
+    connect,
+    disconnect,
+    launcher_problems,
+    rank_of_launcher,
+    world_size_of_launcher,
+)
 from nt_pretrain.train.failures import exit_code_of, is_told_alike, words_of
 from nt_pretrain.train.plan import make_plan, render
 from nt_pretrain.train.run import run
@@ -46,7 +53,7 @@ def checked_config(arguments: argparse.Namespace, world: int) -> Config:
     config = load_config(arguments.config, arguments.overrides)
     wrong = problems(config, world_size=world)
     if not arguments.dry_run:
-        wrong += missing_files(config)
+        wrong += missing_files(config) + launcher_problems()
         if config.run.device == "cuda" and not torch.cuda.is_available():
             wrong.append("run.device: cuda, but torch finds no CUDA device here; set run.device=auto or cpu")
     if wrong:
@@ -66,6 +73,8 @@ def command_line() -> str:
 def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
     """Say what is wrong; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
     report_failure(message)
+    if logging.getLogger().handlers:  # the log of this rank; on several nodes nobody sees all consoles
+        logging.getLogger("nt_pretrain").error(message)
     if on_every_rank or rank_of_launcher() == 0:
         print(message, file=sys.stderr)
     return code

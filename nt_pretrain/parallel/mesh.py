@@ -79,6 +79,23 @@ def rank_of_launcher() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def launcher_problems() -> list[str]:
+    """What is wrong with how torchrun was started, one line each.
+
+    torchrun by default keeps one store for all attempts: restarted ranks read the addresses of the dead ones, and a
+    node that joins later is never told where the store is. Each restart would fail, perhaps after weeks, so it is told
+    now.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return []
+    return [
+        f"torchrun --max-restarts {restarts}: no restart can work without TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the "
+        "environment of torchrun; on every node: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and run the same command "
+        "(docs/CLUSTER.md)"
+    ]
+
+
 def connect(config: Config) -> Ranks:
     """Join the process group (NCCL and gloo on CUDA, gloo on CPU) and lay the mesh over it.
 

@@ -44,6 +44,7 @@ class Requests:
     def __init__(self, rundir: RunDir, checkpoint: CheckpointSection, ranks: Ranks) -> None:
         self._rundir, self._checkpoint, self._ranks = rundir, checkpoint, ranks
         self._signal = 0
+        self._stopped_by_file = False
         self._last_save = time.monotonic()
         # Only torchrun is known to live as long as its ranks; a shell that started one rank may leave before it.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
@@ -60,6 +61,15 @@ class Requests:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+
+    @property
+    def ends_the_job(self) -> bool:
+        """Whether file STOP ended the run under a torchrun that restarts ranks.
+
+        A signal may mean one node only, or that nodes join or leave; the restart that follows an exit code other than 0
+        is then wanted. STOP means the job, so its ranks must leave with 0.
+        """
+        return self._stopped_by_file and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
     def saved(self) -> None:
         """A checkpoint was begun; the minutes count from here."""
@@ -86,6 +96,7 @@ class Requests:
         if orphaned:
             return Decision(True, True, "torchrun has gone", settle)
         if stop_file:
+            self._stopped_by_file = True
             return Decision(True, True, "file STOP found in the run directory", settle)
         if save_file:
             return Decision(False, True, "file SAVE found in the run directory", settle)

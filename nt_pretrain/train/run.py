@@ -101,7 +101,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
         observer.ended("failed", state.step, exit_code_of(error), words)
         raise
     _say_goodbye(code, observer, console, state.step, config, command)
-    return code
+    return ExitCode.FINISHED if requests.ends_the_job else code
 
 
 def _claim(rundir: RunDir, console: Console, ranks: Ranks) -> IO[str] | None:
