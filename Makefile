@@ -1,5 +1,6 @@
 # make demo      the whole idea on this machine: real text, a tokenizer, 3 sparse heads on 2 processes, a picture
-# make test      the whole test suite
+# make test      the test suite, minutes
+# make test-long tests of whole clusters on this machine: several nodes, every mesh, every way to be killed while saving
 # make lint      style, types and layers
 # make install   only the environment (the others do it when needed)
 #
@@ -13,7 +14,7 @@ DEMO_ARGS ?=
 RUN       ?= demo
 AGAIN     := make demo$(if $(filter-out demo,$(RUN)), RUN=$(RUN))
 
-.PHONY: demo install test lint format
+.PHONY: demo install test test-long lint format
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -49,7 +50,10 @@ demo: .venv/.installed tokenizers/kjv.model
 	@$(BIN)/python launch/report.py runs/$(RUN)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not long"
+
+test-long: .venv/.installed
+	$(BIN)/python -m pytest -q -m long
 
 lint: .venv/.installed
 	$(BIN)/ruff check

@@ -51,6 +51,8 @@ def mesh_problems(config: Config, world_size: int | None) -> list[str]:
         )
     if parallel.cpu_offload and parallel.tensor > 1:
         found.append("parallel.cpu_offload: does not go with parallel.tensor above 1; set one of them back")
+    if parallel.compile and parallel.tensor > 1:
+        found.append("parallel.compile: does not go with parallel.tensor above 1; set one of them back")
     if world_size is not None:
         sizes = mesh_sizes(config, world_size)
         if sizes.world != world_size:

@@ -198,6 +198,35 @@ def test_steps_over_density_are_exact(steps: int, density: float, total: int) ->
     assert Config.model_validate({"train": train, "sparsity": {"density": density}}).total_steps == total
 
 
+MESHES: list[tuple[dict[str, Any], int | None, str]] = [
+    (
+        {"model": {"heads": 3}, "parallel": {"head": 2}},
+        None,
+        "parallel.head: 2 does not divide model.heads 3; these do: 1",
+    ),
+    (
+        {"parallel": {"tensor": 5}},
+        None,
+        "parallel.tensor: 5 does not divide model.attention_heads 12, model.kv_heads 12",
+    ),
+    ({"parallel": {"tensor": 2, "compile": True}}, None, "parallel.compile: does not go with parallel.tensor above 1"),
+    ({"parallel": {"tensor": 2, "cpu_offload": True}}, None, "parallel.cpu_offload: does not go with parallel.tensor"),
+    (
+        {"parallel": {"tensor": 2, "deterministic_reduce": True}},
+        None,
+        "parallel.deterministic_reduce: holds for the axes replicate and shard;",
+    ),
+    ({"parallel": {"replicate": 2}}, 3, "parallel: replicate 2 x shard any x head 1 x tensor 1 do not make 3 ranks"),
+    ({"parallel": {"shard": 4}}, 2, "parallel: replicate 1 x shard 4 x head 1 x tensor 1 do not make 2 ranks"),
+]
+
+
+@pytest.mark.parametrize(("sections", "world_size", "message"), MESHES)
+def test_a_mesh_that_does_not_fit(sections: dict[str, Any], world_size: int | None, message: str) -> None:
+    (found,) = problems(Config.model_validate(sections), world_size=world_size)
+    assert found.startswith(message)
+
+
 def test_object_stores_are_refused_by_name() -> None:
     (message,) = problems(Config.model_validate({"data": {"path": "s3://bucket/c4"}}), world_size=1)
     assert message.startswith("data.path: s3://bucket/c4 lies in an object store, which is not read")

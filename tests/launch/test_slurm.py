@@ -15,6 +15,8 @@ from nt_pretrain.observe.rundir import RunDir
 from tests.conftest import Corpus
 from tests.train import launches
 
+pytestmark = pytest.mark.long
+
 SCRIPT = "launch/slurm.sbatch"
 
 SCONTROL = """#!/bin/bash

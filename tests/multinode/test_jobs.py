@@ -18,7 +18,7 @@ from tests.multinode.jobs import Job
 from tests.multinode.nodes import Node
 from tests.train import launches
 
-pytestmark = [pytest.mark.multinode, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.multinode, pytest.mark.long, pytest.mark.timeout(600)]
 STEPS = 40
 OPTIONS = [
     f"train.steps={STEPS}",

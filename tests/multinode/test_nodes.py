@@ -12,7 +12,7 @@ import pytest
 
 from tests.multinode.nodes import PREFIX, Node, NoNodes, cluster, ip, remove_leftovers
 
-pytestmark = pytest.mark.multinode
+pytestmark = [pytest.mark.multinode, pytest.mark.long]
 DIAL = "import socket, sys; socket.create_connection((sys.argv[1], 7000), timeout=2)"
 LISTEN = "import socket, time; s = socket.create_server(('', 7000)); print('up', flush=True); time.sleep(60)"
 

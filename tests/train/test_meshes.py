@@ -124,6 +124,7 @@ def test_twenty_steps_in_fp64_are_those_of_one_process(unit: str, mesh: str) -> 
         assert max(far(found.weights[name], w) for name, w in expected.weights.items()) < 1e-12
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_fp32_stays_close_until_a_near_tie_may_flip(mesh: str) -> None:
@@ -156,6 +157,7 @@ def test_equal_inputs_give_equal_topologies_on_every_mesh(unit: str) -> None:
         assert set(run_ranks(update_once, world, config_of(unit, axes, precision="fp32"))) == {expected}, axes
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("model", [{"blocks_in_head": 2}, {"blocks_in_head": 0, "document_mask": True}])
 @pytest.mark.parametrize("mesh", ["2 shard x 2 tensor", "3 head", "2 head x 2 tensor"])

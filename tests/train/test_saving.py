@@ -19,7 +19,7 @@ from tests.train import launches
 SCRIPT = "tests/train/held_disk.py"
 OPTIONS = ["train.steps=40", "checkpoint.save_every_steps=10", "observe.log_every_steps=1", "sparsity.update_every=7"]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
