@@ -116,8 +116,14 @@ def connect(config: Config) -> Ranks:
     return lay_mesh(config, device_type, local_rank, timeout)
 
 
-def lay_mesh(config: Config, device_type: str, local_rank: int, timeout: datetime.timedelta) -> Ranks:
-    """The mesh of ``config`` over the ranks of the default process group. Collective."""
+def lay_mesh(
+    config: Config, device_type: str, local_rank: int, timeout: datetime.timedelta, *, control: str = "gloo"
+) -> Ranks:
+    """The mesh of ``config`` over the ranks of the default process group. Collective.
+
+    Args:
+        control: backend of the groups for CPU tensors.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     sizes = mesh_sizes(config, world)
     assert sizes.world == world, f"{sizes} does not make {world} ranks"
@@ -149,8 +155,8 @@ def lay_mesh(config: Config, device_type: str, local_rank: int, timeout: datetim
         head_group=group_along("head"),
         tensor_group=group_along("tensor"),
         replica_group=group_along("replicate"),
-        control=dist.new_group(backend="gloo", timeout=timeout),
-        saving=dist.new_group(backend="gloo", timeout=timeout),
+        control=dist.new_group(backend=control, timeout=timeout),
+        saving=dist.new_group(backend=control, timeout=timeout),
     )
 
 

@@ -33,6 +33,7 @@ class Memory:
         loss: logits of one chunk of tokens, and the gradient of one output layer.
         update: scores and flags during a topology update, when activations and logits are gone.
         validation: logits of one head and the sum of all, when gradients and activations are gone.
+        read_off: of the validation, what is beside logits and their sum: a chunk's logits in fp32.
         snapshot: the copy that a checkpoint is written from; none on a GPU, where it is in the host's memory.
     """
 
@@ -45,6 +46,7 @@ class Memory:
     loss: int
     update: int
     validation: int
+    read_off: int = 0
     snapshot: int = 0
 
     @property
@@ -81,9 +83,9 @@ def estimate(
         topology=2 * flags,
         activations=math.ceil(tokens * _saved_elements_per_token(config, sizes) * compute),
         loss=_loss_bytes(config, sizes, tokens * sizes.head, compute),
-        # Per unit: a score of 4 bytes and three flags (active before, kept, grown).
-        update=7 * flags,
+        update=_update_bytes(budgets, held, flags, sizes),
         validation=_validation_bytes(config, sizes, compute),
+        read_off=_read_off_bytes(config, sizes, compute),
         snapshot=3 * shard * stored + 2 * flags if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
 
@@ -165,13 +167,29 @@ def _loss_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int) -> 
     return min(config.train.loss_chunk, tokens) * vocabulary * 2 * wide + weight + tokens * model.hidden * compute
 
 
+def _update_bytes(budgets: dict[str, LayerBudget], held: dict[str, int], flags: int, sizes: MeshSizes) -> int:
+    """Of a topology update: per unit a score of 4 bytes and three flags (active before, kept, grown).
+
+    Weights of a layer of blocks are squared in fp64 and turned into fixed point, one layer at a time.
+    """
+    blocks = [name for name, budget in budgets.items() if budget.unit > 1 and name in held]
+    return 7 * flags + 16 * max((math.ceil(held[name] / _shards(name, sizes)) for name in blocks), default=0)
+
+
 def _validation_bytes(config: Config, sizes: MeshSizes, compute: int) -> int:
-    """Of one forward pass: logits of one head, the fp32 sum over heads, and a chunk's logits twice in fp32.
+    """Of one forward pass: logits of one head, the fp32 sum over heads from the second on, and a chunk's in fp32.
 
     A head group sees its ranks' tokens together; tensor ranks gather whole logits.
     """
+    logits = config.model.vocab_size * config.eval.micro_batch * config.data.sequence_length * sizes.head
+    chunk, single = _read_off_bytes(config, sizes, compute), config.model.heads == sizes.head
+    return logits * compute + (max(logits * 4, chunk) if single else logits * 4 + chunk)
+
+
+def _read_off_bytes(config: Config, sizes: MeshSizes, compute: int) -> int:
+    """Of a chunk's softmax; logits that are not fp32 already are copied before it."""
     tokens = config.eval.micro_batch * config.data.sequence_length * sizes.head
-    return config.model.vocab_size * (tokens * (compute + 4) + min(CHUNK, tokens) * 8)
+    return min(CHUNK, tokens) * config.model.vocab_size * (4 if compute >= 4 else 8)
 
 
 def _gathered_groups(held: dict[str, int]) -> dict[str, int]:

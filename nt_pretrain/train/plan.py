@@ -41,6 +41,7 @@ class Plan:
     sequences_per_rank: int
     accumulation: int
     lanes: int
+    sequences_per_step: int
     tokens_per_step: int
     total_tokens: int
     topology_updates: int
@@ -79,6 +80,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         sequences_per_rank=sequences,
         accumulation=accumulation,
         lanes=config.lanes,
+        sequences_per_step=config.train.global_batch,
         tokens_per_step=tokens,
         total_tokens=tokens * config.total_steps,
         topology_updates=update_count(config),

@@ -89,3 +89,40 @@ def test_same_choice_on_any_number_of_ranks_with_uneven_and_empty_parts():
         for found, alone, wanted in zip(results[world], results[1], (100, 300, 555), strict=True):
             assert int(found.sum()) == wanted
             assert torch.equal(found, alone), world
+
+
+VALUES = st.lists(st.sampled_from(SPECIAL) | st.floats(0, width=32, allow_nan=False), min_size=1, max_size=40)
+
+
+def _property_on_ranks(rank: int, world: int) -> int:
+    """Every rank draws the same examples, so all fail on the same one and shrink it together."""
+    examples = 0
+
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @given(st.data())
+    def equals_a_sort(data):
+        nonlocal examples
+        examples += 1
+        pools, expected = [], []
+        for layer in range(data.draw(st.integers(1, 3))):
+            values = torch.tensor(data.draw(VALUES), dtype=torch.float32)
+            candidates = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
+            count = int(candidates.sum())
+            wanted = data.draw(st.sampled_from([0, count]) | st.integers(0, count))
+            inner = st.lists(st.integers(0, len(values)), min_size=world - 1, max_size=world - 1)
+            cuts = [0, *sorted(data.draw(inner)), len(values)]
+            part = slice(cuts[rank], cuts[rank + 1])
+            pools.append(pool(values[part].clone(), candidates[part], wanted, part.start, f"layer {layer}"))
+            expected.append(reference(values, candidates, wanted))
+        for found, whole in zip(select_largest(pools, dist.group.WORLD), expected, strict=True):
+            parts: list[torch.Tensor] = [torch.empty(0)] * world
+            dist.all_gather_object(parts, found)
+            assert torch.equal(torch.cat(parts), whole)
+
+    equals_a_sort()
+    return examples
+
+
+def test_equals_a_sort_however_layers_are_cut_over_ranks():
+    drawn = run_ranks(_property_on_ranks, 3, timeout=120)
+    assert drawn[0] >= 150 and len(set(drawn)) == 1

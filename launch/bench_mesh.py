@@ -1,0 +1,159 @@
+"""Bytes and seconds of meshes, side by side: torchrun --standalone --nproc-per-node 4 launch/bench_mesh.py CONFIG MESH ...
+
+A MESH is written like shard=2,tensor=2 (axes replicate, shard, head, tensor). All meshes run in one process each, in turn,
+every second round backwards; tokens are random. Prints, per rank: seconds of a step and of a topology update (medians), the
+bytes that our collectives ask for (ring algorithms) and those that crossed the network interface, headers included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from nt_pretrain.config.checks import problems
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.load import load_config
+from nt_pretrain.config.schema import Config
+from nt_pretrain.parallel.mesh import Ranks, connect, disconnect, world_size_of_launcher
+from nt_pretrain.rehearsal.watch import Watch
+from nt_pretrain.train.plan import readable_bytes
+from nt_pretrain.train.state import TrainState, fresh_state
+from nt_pretrain.train.step import accumulate_gradients, apply_gradients
+from nt_pretrain.train.topology import update_topology
+
+
+@dataclass
+class Found:
+    """Of one mesh: seconds of each round, bytes per rank of one step and one update."""
+
+    steps: list[float] = field(default_factory=list)
+    updates: list[float] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    crossed: list[int] = field(default_factory=list)
+    update_asked: list[int] = field(default_factory=list)
+    update_crossed: list[int] = field(default_factory=list)
+
+
+class Running:
+    """A mesh with its state and a batch of random tokens."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.ranks: Ranks = connect(config)
+        self.state: TrainState = fresh_state(config, self.ranks)
+        shape = (config.train.global_batch // self.ranks.sizes.data, config.data.sequence_length + 1)
+        generator = torch.Generator().manual_seed(self.ranks.data_rank)
+        self.tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
+
+    def gradients(self) -> None:
+        accumulate_gradients(self.state.model, self.config, self.tokens, torch.zeros_like(self.tokens), self.ranks)
+
+    def update(self) -> None:
+        update_topology(
+            self.state.layers, self.state.layer_tensors(), self.config, self.ranks, targets=self.state.budgets,
+            prune_rate=self.config.sparsity.prune_rate, step=1,
+        )  # fmt: skip
+
+    def apply(self) -> None:
+        apply_gradients(self.state.optimizer, self.state.layers, self.config, self.ranks, self.config.optim.lr)
+
+
+def sent_by_interfaces() -> int:
+    """Bytes that this machine's network interfaces have sent; ranks of one machine talk over one of them."""
+    lines = Path("/proc/net/dev").read_text().splitlines()[2:]
+    return sum(int(line.split(":")[1].split()[8]) for line in lines)
+
+
+def measured(work: Callable[[], None], ranks: Ranks) -> tuple[float, int, int]:
+    """Seconds of ``work``, bytes it asks for on this rank, bytes that crossed the network, divided by ranks."""
+    dist.barrier(group=ranks.control)
+    before = sent_by_interfaces()
+    dist.barrier(group=ranks.control)
+    begin = time.perf_counter()
+    with Watch() as watch:
+        work()
+    seconds = time.perf_counter() - begin
+    dist.barrier(group=ranks.control)
+    crossed = (sent_by_interfaces() - before) // ranks.world
+    return seconds, sum(each.bytes for each in watch.traffic.values()), crossed
+
+
+def one_round(config: Config, found: Found) -> None:
+    """A mesh from its beginning: one step to warm up, one with an update, three timed ones."""
+    running = Running(config)
+    running.gradients()
+    running.apply()
+    for _ in range(3):
+        seconds, asked, crossed = measured(running.gradients, running.ranks)
+        update = measured(running.update, running.ranks) if running.state.budgets else (0.0, 0, 0)
+        begin = time.perf_counter()
+        running.apply()
+        found.steps.append(seconds + time.perf_counter() - begin)
+        found.asked.append(asked)
+        found.crossed.append(crossed)
+        found.updates.append(update[0])
+        found.update_asked.append(update[1])
+        found.update_crossed.append(update[2])
+
+
+def mesh_of(text: str) -> list[str]:
+    return [f"parallel.{part}" for part in text.split(",")]
+
+
+def line(name: str, found: Found, every: int) -> str:
+    step, update = statistics.median(found.steps), statistics.median(found.updates)
+    sizes = (found.asked, found.crossed, found.update_asked, found.update_crossed)
+    cells = [
+        name,
+        f"{step:.3f}",
+        *(readable_bytes(int(statistics.median(each))) for each in sizes[:2]),
+        f"{update:.3f}",
+    ]
+    cells += [readable_bytes(int(statistics.median(each))) for each in sizes[2:]]
+    return "| " + " | ".join([*cells, f"{update / every / step:.2%}"]) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("meshes", nargs="+", metavar="MESH", help="such as shard=4 or replicate=2,shard=2")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="section.key=value", help="options of the configuration"
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    configs = {name: load_config(options.config, [*options.set, *mesh_of(name)]) for name in options.meshes}
+    world = world_size_of_launcher()
+    if wrong := [f"{name}: {each}" for name, config in configs.items() for each in problems(config, world_size=world)]:
+        raise ConfigErrors(wrong)
+    found = {name: Found() for name in configs}
+    for turn in range(options.rounds):
+        for name in configs if turn % 2 == 0 else reversed(configs):
+            one_round(configs[name], found[name])
+            gc.collect()
+    every = next(iter(configs.values())).sparsity.update_every
+    if dist.get_rank() == 0:
+        print(f"{world} ranks, {torch.get_num_threads()} threads each, torch {torch.__version__}")
+        print("| mesh | step, s | asked | crossed | update, s | asked | crossed | share |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+        for name in configs:
+            print(line(name, found[name], every))
+    disconnect()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ConfigErrors as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,107 @@
+"""Rehearse a run on a machine that is not here: python launch/doctor.py CONFIG.yaml --world 32 --gpu h100-80g
+
+Places the model on a pretended mesh and runs one step without values: memory and traffic of a rank are counted, the time
+is forecast from stated rates. Several worlds print a Markdown table. Exit code 0: fits; 2: an error of the
+configuration, or too little memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nt_pretrain.config.checks import problems
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.load import load_config
+from nt_pretrain.config.schema import Config
+from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.rehearsal.forecast import HOP, LATENCY, RATE_SHARE, Assumptions, forecast
+from nt_pretrain.rehearsal.machines import MACHINES, Machine
+from nt_pretrain.rehearsal.report import fits, growth, in_full
+from nt_pretrain.rehearsal.step import rehearse
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file of the run, e.g. configs/llama350m.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file"
+    )
+    parser.add_argument("--world", type=int, nargs="+", required=True, help="number of ranks; several make a table")
+    parser.add_argument(
+        "--gpu", choices=MACHINES, default="h100-80g", help="device and its links (default %(default)s)"
+    )
+    parser.add_argument("--gpus-per-node", type=int, help="devices that share fast links (default 8)")
+    parser.add_argument("--network-gbit", type=float, help="network of one device, Gbit/s (default: 400 or 200)")
+    parser.add_argument(
+        "--efficiency",
+        type=float,
+        default=0.4,
+        help="share of the peak that matrix products reach (default %(default)s)",
+    )
+    parser.add_argument(
+        "--grow-batch",
+        action="store_true",
+        help="where ranks outnumber the sequences of a step, give each one micro-batch",
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def machine_of(options: argparse.Namespace) -> Machine:
+    """The chosen device with the links that were given."""
+    chosen = MACHINES[options.gpu]
+    return Machine(
+        chosen.name, chosen.memory, chosen.memory_rate, chosen.link,
+        network=options.network_gbit * 1e9 / 8 if options.network_gbit else chosen.network,
+        devices_per_node=options.gpus_per_node or chosen.devices_per_node,
+    )  # fmt: skip
+
+
+def configuration(options: argparse.Namespace, world: int) -> Config:
+    """The configuration for ``world`` ranks.
+
+    Raises:
+        ConfigErrors: something is wrong.
+    """
+    config = load_config(options.config, options.overrides)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"device": "cuda"})})
+    parallel, train = config.parallel, config.train
+    readers = world // parallel.tensor
+    if options.grow_batch and train.global_batch < readers * train.micro_batch:
+        grown = {"global_batch": readers * train.micro_batch}
+        data = config.data.model_copy(update={"lanes": max(config.lanes, readers)})
+        config = config.model_copy(update={"train": train.model_copy(update=grown), "data": data})
+    if wrong := problems(config, world_size=world):
+        raise ConfigErrors([f"{world} ranks: {each}" for each in wrong])
+    return config
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse(arguments)
+    machine = machine_of(options)
+    try:
+        configs = [(world, configuration(options, world)) for world in options.world]
+    except ConfigErrors as error:
+        print(error, file=sys.stderr)
+        return ExitCode.CONFIGURATION
+    found = []
+    for world, config in configs:
+        if len(configs) > 1:
+            print(f"rehearsing {world:,} ranks", file=sys.stderr)
+        rehearsal = rehearse(config, world)
+        found.append((rehearsal, forecast(config, rehearsal, machine, Assumptions(options.efficiency))))
+    print(in_full(*found[0], machine) if len(found) == 1 else growth(found, machine))
+    print(
+        f"\nassumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their rates, "
+        f"{LATENCY * 1e6:.0f} us a collective and {HOP * 1e6:.0f} us a rank it passes, nodes of {machine.devices_per_node}, network {machine.network * 8e-9:g} Gbit/s "
+        "a device. Measure before you buy."
+    )
+    print(
+        f"to train: torchrun --nnodes N --nproc-per-node {machine.devices_per_node} launch/pretrain.py {options.config}"
+    )
+    return ExitCode.FINISHED if all(fits(each, machine) for each, _ in found) else ExitCode.CONFIGURATION
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""Time of a step from what is counted and what is stated: a forecast, never a measurement.
+
+Matrix products run at a stated share of the device's peak, memory and links at another share of their rates, and each
+collective waits a stated latency: a gather or scatter passes all ranks of its ring, a sum those of a tree. Traffic of weights and gradients (axes shard and replicate) hides behind the products
+as far as these last; traffic along head and tensor, which the next product waits for, does not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nt_pretrain.config.mesh import MeshSizes
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.accounting import attention_flops_per_token
+from nt_pretrain.rehearsal.machines import Machine
+from nt_pretrain.rehearsal.step import Rehearsal
+from nt_pretrain.rehearsal.watch import Sent
+
+RATE_SHARE = 0.8
+"""Share of the rated memory and link speed that is reached."""
+LATENCY = 20e-6
+"""Seconds that a collective waits beside its bytes, to start."""
+HOP = 3e-6
+"""And for each rank that it passes one after the other."""
+UPDATE_PASSES = 16
+"""Times that a topology update goes over weights, gradients, scores and flags of 4 bytes each: scoring, counting and
+opening of two selections, settling of weights and both moments, counts."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """``efficiency``: share of the peak that matrix products reach. ``host``: bytes per second from device to host."""
+
+    efficiency: float = 0.4
+    host: float = 25e9
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of one step.
+
+    Attributes:
+        compute: matrix products, recomputation included.
+        optimizer: gradient norm, clipping and AdamW, at the speed of memory.
+        traffic: by axis, as if nothing hid it.
+        exposed: of that, what the step waits for.
+        update: of one topology update.
+        update_share: what updates add to a step on average.
+        save_share: what copies for checkpoints add to a step on average.
+    """
+
+    compute: float
+    optimizer: float
+    traffic: dict[str, float]
+    exposed: float
+    update: float
+    update_share: float
+    save_share: float
+    tokens_per_step: int
+    model_flops_per_device: float
+    peak: float
+
+    @property
+    def step(self) -> float:
+        return self.compute + self.optimizer + self.exposed + self.update_share + self.save_share
+
+    @property
+    def tokens_per_day(self) -> float:
+        return self.tokens_per_step / self.step * 86_400
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that goes into operations of the dense model, as the training log counts it."""
+        return self.model_flops_per_device / self.step / self.peak
+
+
+def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: Assumptions) -> Forecast:
+    """The times of ``config`` on ``machine``, for the rank that was rehearsed."""
+    plan, sizes, memory = rehearsal.plan, rehearsal.plan.sizes, rehearsal.memory
+    flops = plan.flops_per_token_dense * plan.tokens_per_step / sizes.world
+    compute = flops * (1 + _recomputed(config, plan.accounts.per_token.total)) / (machine.peak * assumed.efficiency)
+    rate = machine.memory_rate * RATE_SHARE
+    # Norm and clipping read and write gradients; AdamW reads weights, gradients, both moments and writes all but one.
+    optimizer = (3 * memory.gradients + 2 * memory.weights + 2 * memory.moments + memory.gradients) / rate
+    traffic = {axis: _seconds(sent, axis, sizes, machine) for axis, sent in rehearsal.traffic.items()}
+    hidden = sum(traffic.get(axis, 0.0) for axis in ("shard", "replicate"))
+    exposed = max(0.0, hidden - compute) + sum(traffic.get(axis, 0.0) for axis in ("head", "tensor"))
+    update = UPDATE_PASSES * memory.weights / rate + _seconds(rehearsal.update, "update", sizes, machine)
+    update *= plan.topology_updates > 0
+    saved = memory.weights + memory.moments + memory.topology
+    return Forecast(
+        compute=compute,
+        optimizer=optimizer,
+        traffic=traffic,
+        exposed=exposed,
+        update=update,
+        update_share=update / config.sparsity.update_every,
+        save_share=saved / assumed.host / (config.checkpoint.save_every_steps or plan.total_steps),
+        tokens_per_step=plan.tokens_per_step,
+        model_flops_per_device=flops,
+        peak=machine.peak,
+    )
+
+
+def _recomputed(config: Config, matrix_weights: int) -> float:
+    """Operations that recomputation adds, as a share of those of a step: a forward pass is a third of it."""
+    model, what = config.model, config.parallel.activation_checkpoint
+    blocks = model.layers - model.blocks_in_head + model.heads * model.blocks_in_head
+    width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
+    ffn = 3 * model.hidden * model.intermediate
+    attention = 2 * model.hidden * (model.hidden + width)
+    scores = attention_flops_per_token(model, config.data.sequence_length) / 6 / blocks
+    again = {"none": 0.0, "selective": ffn, "full": ffn + attention + scores}[what]
+    return 2 * blocks * again / (6 * matrix_weights + 6 * scores * blocks)
+
+
+def _seconds(sent: Sent, axis: str, sizes: MeshSizes, machine: Machine) -> float:
+    """Ranks are numbered along tensor, head, shard, replicate, so the first of these stay inside a node.
+
+    A ring that leaves the node does so by the network links of all its devices in the node.
+    """
+    inner, copy = sizes.tensor * sizes.head, sizes.tensor * sizes.head * sizes.shard
+    stride, reach = {
+        "tensor": (1, sizes.tensor),
+        "head": (sizes.tensor, inner),
+        "shard": (sizes.tensor, copy),
+        "update": (1, copy),
+        "replicate": (copy, sizes.world),
+    }[axis]
+    rate = machine.link
+    if reach > machine.devices_per_node:
+        rate = min(rate, machine.network * max(1, machine.devices_per_node // stride))
+    ranks = reach // stride
+    hops = 2 * math.log2(ranks) if axis in ("update", "replicate") and ranks > 1 else ranks - 1
+    return sent.bytes / (rate * RATE_SHARE) + sent.calls * (LATENCY + HOP * hops)

@@ -1,0 +1,169 @@
+"""One training step of one rank of a mesh, run on tensors that have shapes but no values.
+
+The process group is torch's fake one: it has any number of ranks and sends nothing. Everything else is the code that
+trains: the model is placed, cut and sharded by :mod:`nt_pretrain.parallel.shard`, and the step is
+:mod:`nt_pretrain.train.step`. What it allocates and sends is therefore counted, not estimated. What depends on values
+(topology update, ensemble of a validation) cannot run without them and comes from :mod:`nt_pretrain.train.memory`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.models.llama import make_context
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.exchange import gathered
+from nt_pretrain.parallel.mesh import Ranks, lay_mesh
+from nt_pretrain.parallel.shard import held_part, own_heads, placed_model, set_last_micro_batch
+from nt_pretrain.rehearsal.traffic import by_axis, of_update
+from nt_pretrain.rehearsal.watch import Sent, Traffic, Watch
+from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
+from nt_pretrain.train.optim import Optimizer
+from nt_pretrain.train.plan import Plan, make_plan
+from nt_pretrain.train.state import budgets_at
+from nt_pretrain.train.step import micro_batch_backward
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank.
+
+    Attributes:
+        weights, moments, topology: this rank's shards.
+        gradients: its shards after the backward pass.
+        kept: whole gradients that wait for the last micro-batch; 0 without accumulation.
+        working: beyond all these at the fullest moment of a step: gathered weights, activations, logits.
+        update: beyond weights, moments, topology and gradients during a topology update (estimate).
+        validation: beyond weights, moments and topology during a validation (estimate).
+        snapshot: the copy that a checkpoint is written from.
+    """
+
+    weights: int
+    moments: int
+    topology: int
+    gradients: int
+    kept: int
+    working: int
+    update: int
+    validation: int
+    snapshot: int
+
+    @property
+    def stored(self) -> int:
+        return self.weights + self.moments + self.topology + self.snapshot
+
+    @property
+    def step(self) -> int:
+        """At the fullest moment of an ordinary step."""
+        return self.stored + self.kept + self.working
+
+    @property
+    def peak(self) -> int:
+        return max(self.step, self.stored + self.gradients + self.update, self.stored + self.validation)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rank holds and sends.
+
+    Attributes:
+        traffic: of one step, by axis: ``shard`` (weights and gradients; the trunk along shard and head), ``replicate``,
+            ``head``, ``tensor``. Axes of one rank are absent.
+        update: of one topology update at most.
+    """
+
+    plan: Plan
+    memory: RankMemory
+    traffic: Traffic
+    update: Sent
+
+
+def rehearse(config: Config, world: int, rank: int = 0) -> Rehearsal:
+    """Rank ``rank`` of ``world`` ranks of ``config``, which must have passed :mod:`nt_pretrain.config.checks`.
+
+    The first rank holds the most where shards are uneven. No process group may exist; none does afterwards.
+    """
+    plan = make_plan(config, world)
+    with _fake_ranks(config, world, rank) as ranks, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a machine that is not there
+        model = placed_model(config, ranks)
+        with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+            memory, traffic, layers = _run(config, ranks, model, plan, watch)
+        return Rehearsal(plan, memory, by_axis(traffic, ranks), of_update(layers, ranks, config))
+
+
+@contextmanager
+def _fake_ranks(config: Config, world: int, rank: int) -> Iterator[Ranks]:
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        yield lay_mesh(config, "cpu", 0, datetime.timedelta(seconds=60), control="fake")
+    finally:
+        dist.destroy_process_group()
+
+
+def _run(
+    config: Config, ranks: Ranks, model: MultiHead, plan: Plan, watch: Watch
+) -> tuple[RankMemory, Traffic, list[SparseLayer]]:
+    model.to_empty(device=torch.device("cpu"))
+    parameters, weights = dict(model.named_parameters()), watch.live
+    optimizer = Optimizer(parameters, config.optim)
+    moments = watch.live - weights
+    budgets = budgets_at(config, shapes_of(config.model), 0)
+    layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
+    stored = watch.live
+    kept, before = 0, {}
+    if plan.accumulation > 1:
+        _micro_batch(config, ranks, model, last=False)
+        kept, before = watch.live - stored, watch.traffic
+    watch.forget_peak()
+    _micro_batch(config, ranks, model, last=True)
+    gradients = watch.live - stored
+    traffic = {name: sent + before.get(name, Sent()) * (plan.accumulation - 2) for name, sent in watch.traffic.items()}
+    working = watch.peak - stored - kept
+    optimizer.step(optimizer.gradients(), config.optim.lr)
+    watch.forget_peak()
+    _forward(config, ranks, model)
+    memory = RankMemory(
+        weights=weights,
+        moments=moments,
+        topology=stored - weights - moments,
+        gradients=gradients,
+        kept=kept,
+        working=working,
+        update=plan.memory.update,
+        validation=watch.peak - stored + plan.memory.read_off,
+        snapshot=plan.memory.snapshot,
+    )
+    return memory, traffic, layers
+
+
+def _micro_batch(config: Config, ranks: Ranks, model: MultiHead, *, last: bool) -> None:
+    shape = (config.train.micro_batch, config.data.sequence_length)
+    tokens, documents = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    set_last_micro_batch(model, last)
+    micro_batch_backward(model, config, tokens, tokens, documents, 1.0, ranks.head_group)
+
+
+@torch.no_grad()
+def _forward(config: Config, ranks: Ranks, model: MultiHead) -> None:
+    """The forward pass of a validation, up to the logits of the last head beside their sum over heads."""
+    shape = (config.eval.micro_batch, config.data.sequence_length)
+    tokens, documents = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    hidden = gathered(model.trunk_output(tokens, make_context(config.model, documents)), 0, ranks.head_group)
+    context = make_context(config.model, gathered(documents, 0, ranks.head_group))
+    total: torch.Tensor | None = None
+    for head in own_heads(model).values():
+        logits = head(hidden, context)
+        total = logits.to(torch.float32, copy=True) if total is None else total
+        del logits

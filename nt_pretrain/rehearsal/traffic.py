@@ -1,0 +1,50 @@
+"""What one rank sends: counted collectives named by the axis they run along, and those of a topology update."""
+
+from __future__ import annotations
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.groups import part_of
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.rehearsal.watch import Sent, Traffic
+from nt_pretrain.sparsity.topology import SparseLayer
+
+SELECTION_PASSES = 6
+"""Most passes of a selection (:mod:`nt_pretrain.parallel.select`); distinct scores need three."""
+HISTOGRAM_BYTES = 2048 * 4
+"""Counts of one layer in one pass."""
+
+
+def by_axis(traffic: Traffic, ranks: Ranks) -> Traffic:
+    """Traffic by process group, summed by axis.
+
+    ``shard``: what divides weights, the trunk's along shard and head together; ``replicate``, ``head``, ``tensor``.
+    """
+    axes: dict[str, str] = {}
+    for mesh in (ranks.trunk_mesh, ranks.heads_mesh):
+        for axis in ("replicate", "shard", "tensor"):
+            axes.setdefault(mesh[axis].get_group().group_name, axis)
+    axes.setdefault(ranks.head_group.group_name, "head")
+    axes.setdefault(ranks.tensor_group.group_name, "tensor")
+    found: Traffic = {}
+    for group, sent in traffic.items():
+        if sent.calls:
+            found[axes[group]] = found.get(axes[group], Sent()) + sent
+    return found
+
+
+def of_update(layers: list[SparseLayer], ranks: Ranks, config: Config) -> Sent:
+    """Bytes and calls of one topology update at most: the counts or block scores of every layer held here."""
+    sizes, sparsity = ranks.sizes, config.sparsity
+    total = Sent()
+    for held, width in (("trunk", sizes.shard * sizes.head * sizes.tensor), ("heads", sizes.shard * sizes.tensor)):
+        part = [layer for layer in layers if (part_of(layer.name) == "trunk") == (held == "trunk")]
+        if width == 1 or not part:
+            continue
+        by_score = 1 if sparsity.grow == "random" else 2
+        selections = by_score + (sparsity.grow == "random" or sparsity.grow_random_share > 0)
+        single = [layer for layer in part if layer.unit == 1]
+        size = len(single) * HISTOGRAM_BYTES * SELECTION_PASSES * selections
+        size += by_score * sum(8 * layer.active.numel() for layer in part if layer.unit > 1)
+        calls = SELECTION_PASSES * selections * bool(single) + by_score * (len(single) < len(part))
+        total += Sent(2 * (width - 1) * size // width, calls)
+    return total
