@@ -1,8 +1,10 @@
-"""Bytes and seconds of meshes, side by side: torchrun --standalone --nproc-per-node 4 launch/bench_mesh.py CONFIG MESH ...
+"""Bytes and seconds of meshes, side by side.
 
-A MESH is written like shard=2,tensor=2 (axes replicate, shard, head, tensor). All meshes run in one process each, in turn,
-every second round backwards; tokens are random. Prints, per rank: seconds of a step and of a topology update (medians), the
-bytes that our collectives ask for (ring algorithms) and those that crossed the network interface, headers included.
+torchrun --standalone --nproc-per-node 4 launch/bench_mesh.py configs/demo.yaml shard=4 replicate=2,shard=2
+
+All meshes (axes replicate, shard, head, tensor) run in the same processes, in turn, every second round backwards;
+tokens are random. Prints, per rank: seconds of a step and of a topology update (medians), the bytes that our
+collectives ask for (ring algorithms) and those that crossed the network interface, headers included.
 """
 
 from __future__ import annotations
@@ -33,14 +35,12 @@ from nt_pretrain.train.topology import update_topology
 
 @dataclass
 class Found:
-    """Of one mesh: seconds of each round, bytes per rank of one step and one update."""
+    """Of one mesh: seconds of steps and updates; bytes per rank of one step and one update, asked and crossed."""
 
     steps: list[float] = field(default_factory=list)
     updates: list[float] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
-    crossed: list[int] = field(default_factory=list)
-    update_asked: list[int] = field(default_factory=list)
-    update_crossed: list[int] = field(default_factory=list)
+    step_bytes: tuple[int, int] = (0, 0)
+    update_bytes: tuple[int, int] = (0, 0)
 
 
 class Running:
@@ -73,36 +73,37 @@ def sent_by_interfaces() -> int:
     return sum(int(line.split(":")[1].split()[8]) for line in lines)
 
 
-def measured(work: Callable[[], None], ranks: Ranks) -> tuple[float, int, int]:
-    """Seconds of ``work``, bytes it asks for on this rank, bytes that crossed the network, divided by ranks."""
+def counted(work: Callable[[], None], ranks: Ranks) -> tuple[int, int]:
+    """Bytes that ``work`` asks for on this rank, and bytes that crossed the network, divided by ranks."""
     dist.barrier(group=ranks.control)
     before = sent_by_interfaces()
     dist.barrier(group=ranks.control)
-    begin = time.perf_counter()
     with Watch() as watch:
         work()
-    seconds = time.perf_counter() - begin
     dist.barrier(group=ranks.control)
     crossed = (sent_by_interfaces() - before) // ranks.world
-    return seconds, sum(each.bytes for each in watch.traffic.values()), crossed
+    return sum(each.bytes for each in watch.traffic.values()), crossed
+
+
+def timed(work: Callable[[], None], ranks: Ranks) -> float:
+    dist.barrier(group=ranks.control)
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
 
 
 def one_round(config: Config, found: Found) -> None:
-    """A mesh from its beginning: one step to warm up, one with an update, three timed ones."""
+    """A mesh from its beginning: one step in which bytes are counted, three that are timed."""
     running = Running(config)
-    running.gradients()
+    ranks, updates = running.ranks, bool(running.state.budgets)
+    found.step_bytes = counted(running.gradients, ranks)
+    if updates:
+        found.update_bytes = counted(running.update, ranks)
     running.apply()
     for _ in range(3):
-        seconds, asked, crossed = measured(running.gradients, running.ranks)
-        update = measured(running.update, running.ranks) if running.state.budgets else (0.0, 0, 0)
-        begin = time.perf_counter()
-        running.apply()
-        found.steps.append(seconds + time.perf_counter() - begin)
-        found.asked.append(asked)
-        found.crossed.append(crossed)
-        found.updates.append(update[0])
-        found.update_asked.append(update[1])
-        found.update_crossed.append(update[2])
+        gradients = timed(running.gradients, ranks)
+        found.updates.append(timed(running.update, ranks) if updates else 0.0)
+        found.steps.append(gradients + timed(running.apply, ranks))
 
 
 def mesh_of(text: str) -> list[str]:
@@ -111,15 +112,9 @@ def mesh_of(text: str) -> list[str]:
 
 def line(name: str, found: Found, every: int) -> str:
     step, update = statistics.median(found.steps), statistics.median(found.updates)
-    sizes = (found.asked, found.crossed, found.update_asked, found.update_crossed)
-    cells = [
-        name,
-        f"{step:.3f}",
-        *(readable_bytes(int(statistics.median(each))) for each in sizes[:2]),
-        f"{update:.3f}",
-    ]
-    cells += [readable_bytes(int(statistics.median(each))) for each in sizes[2:]]
-    return "| " + " | ".join([*cells, f"{update / every / step:.2%}"]) + " |"
+    sizes = [readable_bytes(size) for size in (*found.step_bytes, *found.update_bytes)]
+    cells = [name, f"{step:.3f}", *sizes[:2], f"{update:.3f}", *sizes[2:], f"{update / every / step:.2%}"]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> int:

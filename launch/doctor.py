@@ -1,13 +1,14 @@
 """Rehearse a run on a machine that is not here: python launch/doctor.py CONFIG.yaml --world 32 --gpu h100-80g
 
-Places the model on a pretended mesh and runs one step without values: memory and traffic of a rank are counted, the time
-is forecast from stated rates. Several worlds print a Markdown table. Exit code 0: fits; 2: an error of the
+Places the model on a pretended mesh and runs one step without values: memory and traffic of a rank are counted, the
+time is forecast from stated rates. Several worlds print a Markdown table. Exit code 0: fits; 2: an error of the
 configuration, or too little memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from nt_pretrain.config.checks import problems
@@ -21,29 +22,26 @@ from nt_pretrain.rehearsal.report import fits, growth, in_full
 from nt_pretrain.rehearsal.step import rehearse
 
 
+def worlds(text: str) -> list[int]:
+    """Numbers of ranks from a comma-separated list."""
+    found = [int(word) for word in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file of the run, e.g. configs/llama350m.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file"
     )
-    parser.add_argument("--world", type=int, nargs="+", required=True, help="number of ranks; several make a table")
-    parser.add_argument(
-        "--gpu", choices=MACHINES, default="h100-80g", help="device and its links (default %(default)s)"
-    )
+    parser.add_argument("--world", type=worlds, required=True, metavar="N[,N...]", help="ranks; several make a table")
+    parser.add_argument("--gpu", choices=MACHINES, default="h100-80g", help="device and links (default %(default)s)")
     parser.add_argument("--gpus-per-node", type=int, help="devices that share fast links (default 8)")
     parser.add_argument("--network-gbit", type=float, help="network of one device, Gbit/s (default: 400 or 200)")
-    parser.add_argument(
-        "--efficiency",
-        type=float,
-        default=0.4,
-        help="share of the peak that matrix products reach (default %(default)s)",
-    )
-    parser.add_argument(
-        "--grow-batch",
-        action="store_true",
-        help="where ranks outnumber the sequences of a step, give each one micro-batch",
-    )
+    parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak that products reach (0.4)")
+    parser.add_argument("--grow-batch", action="store_true", help="give each rank one micro-batch where there is less")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -76,6 +74,14 @@ def configuration(options: argparse.Namespace, world: int) -> Config:
     return config
 
 
+def _assumptions(options: argparse.Namespace, machine: Machine) -> str:
+    return (
+        f"assumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their "
+        f"rates, {LATENCY * 1e6:.0f} us a collective and {HOP * 1e6:.0f} us a rank it passes, nodes of "
+        f"{machine.devices_per_node}, network {machine.network * 8e-9:g} Gbit/s a device. Measure before you buy."
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
@@ -92,14 +98,10 @@ def main(arguments: list[str]) -> int:
         rehearsal = rehearse(config, world)
         found.append((rehearsal, forecast(config, rehearsal, machine, Assumptions(options.efficiency))))
     print(in_full(*found[0], machine) if len(found) == 1 else growth(found, machine))
-    print(
-        f"\nassumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their rates, "
-        f"{LATENCY * 1e6:.0f} us a collective and {HOP * 1e6:.0f} us a rank it passes, nodes of {machine.devices_per_node}, network {machine.network * 8e-9:g} Gbit/s "
-        "a device. Measure before you buy."
-    )
-    print(
-        f"to train: torchrun --nnodes N --nproc-per-node {machine.devices_per_node} launch/pretrain.py {options.config}"
-    )
+    print(f"\n{_assumptions(options, machine)}")
+    nodes = -(-options.world[0] // machine.devices_per_node)
+    launcher = f"torchrun --nnodes {nodes} --nproc-per-node {min(options.world[0], machine.devices_per_node)}"
+    print(f"to train: {shlex.join([*launcher.split(), 'launch/pretrain.py', options.config, *options.overrides])}")
     return ExitCode.FINISHED if all(fits(each, machine) for each, _ in found) else ExitCode.CONFIGURATION
 
 

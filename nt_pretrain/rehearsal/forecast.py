@@ -1,8 +1,9 @@
 """Time of a step from what is counted and what is stated: a forecast, never a measurement.
 
 Matrix products run at a stated share of the device's peak, memory and links at another share of their rates, and each
-collective waits a stated latency: a gather or scatter passes all ranks of its ring, a sum those of a tree. Traffic of weights and gradients (axes shard and replicate) hides behind the products
-as far as these last; traffic along head and tensor, which the next product waits for, does not.
+collective waits a stated latency: a gather or scatter passes all ranks of its ring, a sum those of a tree. Traffic of
+weights and gradients (axes shard and replicate) hides behind the products as far as these last; traffic along head and
+tensor, which the next product waits for, does not.
 """
 
 from __future__ import annotations

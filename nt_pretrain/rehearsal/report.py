@@ -41,14 +41,12 @@ def in_full(rehearsal: Rehearsal, forecast: Forecast, machine: Machine) -> str:
     ] or [("nothing", "one rank")]
     if plan.topology_updates:
         sent.append(("topology update, at most", f"{_sent(rehearsal.update)}   {_time(forecast.update)}"))
+    share = forecast.update_share / forecast.step
     times: Rows = [
         ("matrix products", _time(forecast.compute)),
         ("optimizer", _time(forecast.optimizer)),
         ("communication that nothing hides", _time(forecast.exposed)),
-        (
-            "topology updates, on average",
-            f"{_time(forecast.update_share)} ({forecast.update_share / forecast.step:.2%})",
-        ),
+        ("topology updates, on average", f"{_time(forecast.update_share)} ({share:.2%})"),
         ("copies for checkpoints, on average", _time(forecast.save_share)),
         ("step", _time(forecast.step)),
         ("tokens per second", f"{forecast.tokens_per_step / forecast.step:,.0f}"),
@@ -56,7 +54,7 @@ def in_full(rehearsal: Rehearsal, forecast: Forecast, machine: Machine) -> str:
         ("MFU, dense operations", f"{forecast.mfu:.1%}"),
         ("whole run", f"{plan.total_steps * forecast.step / 3600:,.1f} hours"),
     ]
-    tables = (
+    tables: tuple[tuple[str, Rows], ...] = (
         (f"mesh of {plan.sizes.world:,} ranks: {_mesh(plan.sizes)}, {plan.accumulation} micro-batches a step", []),
         ("memory of rank 0 (counted in a step without values)", held),
         ("sent by rank 0 in one step: bytes, collectives, time if nothing hides it", sent),

@@ -1,7 +1,7 @@
 """What a stretch of code allocates and sends, seen at torch's dispatcher.
 
-It works on real tensors and on fake ones (:class:`torch._subclasses.fake_tensor.FakeTensorMode`), which have sizes but no
-values: a step can then be run in the shapes of a model and a mesh that no machine here could hold.
+It works on real tensors and on fake ones (:class:`torch._subclasses.fake_tensor.FakeTensorMode`), which have sizes but
+no values: a step can then be run in the shapes of a model and a mesh that no machine here could hold.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ class Sent:
 
 Traffic = dict[str, Sent]
 """By name of the process group."""
+
+
+PART_OF_A_RANK = {
+    "allgather_": 1,
+    "_allgather_base_": 1,
+    "reduce_scatter_": 0,
+    "_reduce_scatter_base_": 0,
+    "allreduce_": 0,
+}
+"""The argument of each collective that has one rank's part."""
 
 
 class Watch(TorchDispatchMode):
@@ -100,18 +110,10 @@ class Watch(TorchDispatchMode):
             return
         group = next(_group(each) for each in args if isinstance(each, torch.ScriptObject) and _is_group(each))
         ranks = dist.get_world_size(group)
-        own = {
-            "allgather_": 1,
-            "_allgather_base_": 1,
-            "reduce_scatter_": 0,
-            "_reduce_scatter_base_": 0,
-            "allreduce_": 0,
-        }
-        if name not in own:
+        if name not in PART_OF_A_RANK:
             raise NotImplementedError(f"no rule for what {name} sends")
-        part = sum(
-            each.numel() * each.element_size() for each in tree_leaves(args[own[name]]) if isinstance(each, Tensor)
-        )
+        tensors = [each for each in tree_leaves(args[PART_OF_A_RANK[name]]) if isinstance(each, Tensor)]
+        part = sum(each.numel() * each.element_size() for each in tensors)
         sent = 2 * (ranks - 1) * part // ranks if name == "allreduce_" else (ranks - 1) * part
         self._bytes[group.group_name] += sent
         self._calls[group.group_name] += ranks > 1
@@ -134,7 +136,7 @@ def _resizes_told_to(see: Any) -> Iterator[None]:
         resize(storage, size)
         see(storage)
 
-    torch.UntypedStorage.resize_ = told  # type: ignore[method-assign]
+    torch.UntypedStorage.resize_ = told  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
