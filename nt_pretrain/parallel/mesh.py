@@ -163,10 +163,17 @@ def lay_mesh(
 def tighten_timeout(ranks: Ranks, seconds: int) -> None:
     """Once the first step is done a collective that takes longer than ``seconds`` means a lost rank."""
     timeout = datetime.timedelta(seconds=seconds)
+    for group in [*groups_of(ranks), ranks.saving]:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def groups_of(ranks: Ranks) -> list[dist.ProcessGroup]:
+    """All process groups of this rank that training uses; every rank has as many and uses them as often."""
     own = {ranks.trunk_group, ranks.heads_group, ranks.head_group, ranks.tensor_group, ranks.replica_group}
     of_meshes = {group for mesh in (ranks.trunk_mesh, ranks.heads_mesh) for group in mesh.get_all_groups()}
-    for group in own | of_meshes | {ranks.control, ranks.saving, dist.group.WORLD}:
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    world = dist.group.WORLD
+    assert world is not None
+    return list(own | of_meshes | {ranks.control, world})
 
 
 def wants_cuda(config: Config) -> bool:

@@ -14,6 +14,10 @@ class DivergedError(Exception):
     """Loss or gradient is no longer a finite number."""
 
 
+class HangError(Exception):
+    """A collective took longer than it may; the message names the ranks that are missing."""
+
+
 _KNOWN: dict[type[Exception], tuple[ExitCode, str]] = {
     DataError: (ExitCode.DATA, "data error"),
     CheckpointError: (ExitCode.CHECKPOINT, "checkpoint error"),
@@ -32,7 +36,20 @@ def exit_code_of(error: Exception) -> int:
     for kind, (code, _) in _KNOWN.items():
         if isinstance(error, kind):
             return int(code)
-    return int(ExitCode.HANG) if _has(error, _TIMED_OUT) else 1
+    return int(ExitCode.HANG) if is_hang(error) else 1
+
+
+def is_hang(error: Exception) -> bool:
+    """Whether a collective has timed out."""
+    return isinstance(error, HangError) or _has(error, _TIMED_OUT)
+
+
+def hang(error: Exception, *, rank: int, timeout_seconds: int, missing: str) -> HangError:
+    """The words for a collective that has timed out, with what the watchdog knows."""
+    return HangError(
+        f"rank {rank} waited longer than parallel.timeout_seconds ({timeout_seconds}) for another rank, which hangs or "
+        f"cannot be reached; {missing}. ranks/ in the run directory shows who came how far. {_first_line(error)}"
+    )
 
 
 def is_told_alike(error: Exception) -> bool:
@@ -45,18 +62,20 @@ def words_of(error: Exception, *, rank: int, timeout_seconds: int) -> str:
     for kind, (_, words) in _KNOWN.items():
         if isinstance(error, kind):
             return f"{words}: {error}"
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    if _has(error, _TIMED_OUT):
-        return (
-            f"rank {rank} waited longer than parallel.timeout_seconds ({timeout_seconds}) for another rank, which "
-            f"hangs or cannot be reached; ranks/ in the run directory shows who came how far. {first_line}"
-        )
+    if isinstance(error, HangError):
+        return str(error)
+    if is_hang(error):
+        return str(hang(error, rank=rank, timeout_seconds=timeout_seconds, missing="nobody watched yet"))
     if _has(error, _LOST):
         return (
             f"rank {rank}: another rank has gone; its own words, here or under ranks/ in the run directory, say why. "
-            f"{first_line}"
+            f"{_first_line(error)}"
         )
     return f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _has(error: Exception, signs: tuple[str, ...]) -> bool:

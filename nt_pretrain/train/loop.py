@@ -13,6 +13,7 @@ from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.observe.meters import Meter
 from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
+from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
 from nt_pretrain.train import readings
 from nt_pretrain.train.checkpoints import Checkpoints
@@ -39,6 +40,7 @@ class Parts:
     requests: Requests
     validate: Callable[[], dict[str, float]]
     checkpoints: Checkpoints
+    watchdog: Watchdog
 
 
 def train(parts: Parts) -> ExitCode:
@@ -54,13 +56,17 @@ def train(parts: Parts) -> ExitCode:
 
 def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
     config, state, meter, observer, ranks = parts.config, parts.state, parts.meter, parts.observer, parts.ranks
+    watchdog = parts.watchdog
     first = state.step + 1
     while state.step < config.total_steps:
         step = state.step + 1
+        watchdog.at(step, "reading data")
         with meter.waiting():
             batch = on_all(ranks, lambda: next(batches))
+        watchdog.at(step, "computing gradients")
         losses = accumulate_gradients(parts.state.model, config, batch.tokens, batch.documents, ranks)
         if is_update_step(config, step):
+            watchdog.at(step, "updating topologies")
             observer.topology_changed(step, *_update_topology(parts, step))
         lr = learning_rate(config, step)
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
@@ -74,14 +80,17 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         last = step == config.total_steps
         decision = parts.requests.decide(parts.checkpoints.progress())
         if decision.settle:
+            watchdog.at(step, "waiting for a checkpoint")
             with meter.paused():
                 parts.checkpoints.settle()
         # First of all the checkpoint: launchers kill what has not ended some seconds after their signal.
         if last or decision.save or _due(step, config.checkpoint.save_every_steps):
+            watchdog.at(step, "saving")
             with meter.paused():
                 parts.checkpoints.save(batch, wait=last or decision.stop)
             parts.requests.saved()
         if validation_is_due(config, step):
+            watchdog.at(step, "validating")
             with meter.paused():
                 observer.validated(step, parts.validate())
         if decision.stop and not last:
@@ -89,6 +98,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
             return ExitCode.STOPPED
         if step == first:
             tighten_timeout(ranks, config.parallel.timeout_seconds)
+            watchdog.allow(config.parallel.timeout_seconds)
     return ExitCode.FINISHED
 
 

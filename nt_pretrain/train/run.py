@@ -29,9 +29,10 @@ from nt_pretrain.observe.meters import Meter, memory_total_bytes
 from nt_pretrain.observe.record import Recorder
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
 from nt_pretrain.train.checkpoints import Checkpoints
-from nt_pretrain.train.failures import exit_code_of, words_of
+from nt_pretrain.train.failures import exit_code_of, hang, is_hang, words_of
 from nt_pretrain.train.loop import Parts, train, validation_is_due
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.plan import Plan, make_plan, render
@@ -86,6 +87,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     if ranks.rank == 0:
         rundir.write_config(to_yaml(config))
         rundir.write_environment(collect())
+    watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
     try:
         validation = Validation(config, state, ranks)
         checkpoints = Checkpoints(config, state, ranks, rundir, observer, saved_as, meter)
@@ -93,15 +95,30 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
         loader = on_all(ranks, lambda: TrainLoader(config, rank=reader, world=readers, position=position))
         if missed:
             observer.validated(state.step, validation.measure())
-        parts = Parts(config, ranks, state, loader, meter, observer, requests, validation.measure, checkpoints)
+        parts = Parts(
+            config, ranks, state, loader, meter, observer, requests, validation.measure, checkpoints, watchdog
+        )
         with contextlib.closing(checkpoints):
             code = train(parts)
-    except Exception as error:
+    except Exception as caught:
+        error = _explained(caught, config, ranks, watchdog)
         words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.timeout_seconds)
         observer.ended("failed", state.step, exit_code_of(error), words)
-        raise
+        if error is caught:
+            raise
+        raise error from caught
+    finally:
+        watchdog.close()
     _say_goodbye(code, observer, console, state.step, config, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
+
+
+def _explained(error: Exception, config: Config, ranks: Ranks, watchdog: Watchdog) -> Exception:
+    """The same error, or for a collective that has timed out one that names the missing ranks."""
+    if not is_hang(error):
+        return error
+    seconds = config.parallel.timeout_seconds
+    return hang(error, rank=ranks.rank, timeout_seconds=seconds, missing=watchdog.missing())
 
 
 def _claim(rundir: RunDir, console: Console, ranks: Ranks) -> IO[str] | None:

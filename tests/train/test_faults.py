@@ -103,6 +103,9 @@ def test_a_rank_that_hangs_is_named_by_its_silence(corpus: Corpus, undisturbed: 
     launches.finish(process, folder, expect=1)
     assert (status.state, status.exit_code) == ("failed", 6)
     assert "rank 0 waited longer than parallel.timeout_seconds (4) for another rank" in status.message
+    assert "missing: rank 1 (step " in status.message
+    log = RunDir(folder).rank_log(0).read_text()
+    assert log.index(" for 2 s; missing: rank 1 (step ") < log.index("parallel.timeout_seconds (4)"), "a warning before"
 
 
 @pytest.mark.timeout(300)
