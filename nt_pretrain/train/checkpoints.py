@@ -54,10 +54,7 @@ class Checkpoints:
         # A kill may come right after the thread's commit: what belongs to this checkpoint is on the disk before it.
         self.observer.flush()
         self.state.seconds = self.meter.hours * 3600
-        positions: list[Any] = [None] * self.ranks.world
-        dist.all_gather_object(positions, batch.position_after.to_json(), group=self.ranks.control)
-        position = merge([Position.from_json(each) for each in positions])
-        facts = self.state.facts(self.ranks) | {"position": position.to_json()}
+        facts = self.state.facts(self.ranks) | {"position": position_after(batch, self.ranks).to_json()}
         root, step, tensors = self.rundir.checkpoints, self.state.step, self.state.checkpoint_tensors()
         if self.config.checkpoint.asynchronous:
             self._background.start(root, step, tensors, facts, identity=self.identity)
@@ -104,3 +101,10 @@ class Checkpoints:
 
     def _tell(self, saved: Saved, size: int, held_seconds: float) -> None:
         self.observer.saved(saved.step, str(saved.path), saved.seconds, held_seconds, size)
+
+
+def position_after(batch: Batch, ranks: Ranks) -> Position:
+    """Where the data of all ranks stands after ``batch``; each knows its own lanes only. Collective."""
+    positions: list[Any] = [None] * ranks.world
+    dist.all_gather_object(positions, batch.position_after.to_json(), group=ranks.control)
+    return merge([Position.from_json(each) for each in positions])

@@ -133,11 +133,11 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
 
 def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that loads it (JSON)."""
-    sparsity = config.sparsity
-    shape = {"unit": sparsity.unit, "scope": sparsity.scope, "dense": sparsity.density == 1.0}
+    keys = ("density", "density_schedule", "density_start", "distribution", "group_density", "unit", "scope")
+    sparsity = config.sparsity.model_dump(mode="json")
     return {
         "model": config.model.model_dump(mode="json"),
-        "sparsity": shape,
+        "sparsity": {key: sparsity[key] for key in keys},
         "tokenizer": tokenizer_sha256,
-        "weights": "bf16" if config.train.precision == "pure_bf16" else "fp32",
+        "weights": {"pure_bf16": "bf16", "fp64": "fp64"}.get(config.train.precision, "fp32"),
     }
