@@ -30,6 +30,19 @@ def worlds(text: str) -> list[int]:
     return found
 
 
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return worlds(text)[0]
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise ValueError(text)
+    return number
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file of the run, e.g. configs/llama350m.yaml")
@@ -38,9 +51,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--world", type=worlds, required=True, metavar="N[,N...]", help="ranks; several make a table")
     parser.add_argument("--gpu", choices=MACHINES, default="h100-80g", help="device and links (default %(default)s)")
-    parser.add_argument("--gpus-per-node", type=int, help="devices that share fast links (default 8)")
-    parser.add_argument("--network-gbit", type=float, help="network of one device, Gbit/s (default: 400 or 200)")
-    parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak that products reach (0.4)")
+    parser.add_argument("--gpus-per-node", type=positive, help="devices that share fast links (default 8)")
+    parser.add_argument("--network-gbit", type=positive, help="network of one device, Gbit/s (default: 400 or 200)")
+    parser.add_argument("--efficiency", type=share, default=0.4, help="share of the peak that products reach (0.4)")
     parser.add_argument("--grow-batch", action="store_true", help="give each rank one micro-batch where there is less")
     return parser.parse_intermixed_args(arguments)
 
@@ -67,9 +80,12 @@ def configuration(options: argparse.Namespace, world: int) -> Config:
     readers = world // parallel.tensor
     if options.grow_batch and train.global_batch < readers * train.micro_batch:
         grown = {"global_batch": readers * train.micro_batch}
-        data = config.data.model_copy(update={"lanes": max(config.lanes, readers)})
+        data = config.data.model_copy(update={"lanes": readers})
         config = config.model_copy(update={"train": train.model_copy(update=grown), "data": data})
-    if wrong := problems(config, world_size=world):
+    wrong = problems(config, world_size=world)
+    if parallel.cpu_offload:
+        wrong.append("parallel.cpu_offload: what lies in the host's memory is not rehearsed; leave it out")
+    if wrong:
         raise ConfigErrors([f"{world} ranks: {each}" for each in wrong])
     return config
 

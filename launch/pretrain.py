@@ -7,12 +7,10 @@ real one stands in status.json of the run directory.
 from __future__ import annotations
 
 import argparse
-import logging
+import contextlib
 import os
 import shlex
 import sys
-
-import torch
 
 from nt_pretrain.config.checks import missing_files, problems
 from nt_pretrain.config.errors import ConfigErrors
@@ -21,6 +19,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
 from nt_pretrain.parallel.mesh import (
     connect,
+    device_problems,
     disconnect,
     launcher_problems,
     rank_of_launcher,
@@ -40,8 +39,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved run and every derived number, and exit"
     )
-    parser.add_argument("--world", type=int, help="with --dry-run: number of ranks to plan for")
+    parser.add_argument(
+        "--check", action="store_true", help="as --dry-run, but missing data and an impossible start are errors too"
+    )
+    parser.add_argument("--world", type=positive, help="with --dry-run and --check: number of ranks to plan for")
     return parser.parse_intermixed_args(arguments)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def checked_config(arguments: argparse.Namespace, world: int) -> Config:
@@ -52,10 +62,10 @@ def checked_config(arguments: argparse.Namespace, world: int) -> Config:
     """
     config = load_config(arguments.config, arguments.overrides)
     wrong = problems(config, world_size=world)
-    if not arguments.dry_run:
+    if arguments.check or not arguments.dry_run:
         wrong += missing_files(config) + launcher_problems()
-        if config.run.device == "cuda" and not torch.cuda.is_available():
-            wrong.append("run.device: cuda, but torch finds no CUDA device here; set run.device=auto or cpu")
+    if not (arguments.check or arguments.dry_run):
+        wrong += device_problems(config)
     if wrong:
         raise ConfigErrors(wrong)
     return config
@@ -73,8 +83,6 @@ def command_line() -> str:
 def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
     """Say what is wrong; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
     report_failure(message)
-    if logging.getLogger().handlers:  # the log of this rank; on several nodes nobody sees all consoles
-        logging.getLogger("nt_pretrain").error(message)
     if on_every_rank or rank_of_launcher() == 0:
         print(message, file=sys.stderr)
     return code
@@ -88,15 +96,17 @@ def main(arguments: list[str]) -> int:
         config = checked_config(options, world)
     except ConfigErrors as error:
         return fail(ExitCode.CONFIGURATION, str(error))
-    if options.dry_run:
+    if options.dry_run or options.check:
         print(render(make_plan(config, world), config))
         for line in missing_files(config):
             print(f"note: {line}")
-        print(f"nothing was started. To train: torchrun launch/pretrain.py {options.config}")
+        again = shlex.join(["torchrun", "launch/pretrain.py", options.config, *options.overrides])
+        print(f"nothing was started. To train: {again}")
         return 0
     try:
         code = run(config, command_line(), connect(config))
-        disconnect()
+        with contextlib.suppress(RuntimeError):  # all is done; who leaves a little early must not make it a failure
+            disconnect()
         if code is ExitCode.STOPPED:
             report_failure("stopped early and saved; nothing failed: the same command goes on")
         return code

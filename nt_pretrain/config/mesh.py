@@ -58,9 +58,10 @@ def mesh_problems(config: Config, world_size: int | None) -> list[str]:
         if sizes.world != world_size:
             shard = parallel.shard or "any"
             axes = f"replicate {sizes.replicate} x shard {shard} x head {sizes.head} x tensor {sizes.tensor}"
+            fixed = sizes.replicate * sizes.head * sizes.tensor * max(1, parallel.shard)
+            start = f"start {fixed} ranks" if parallel.shard else f"start a multiple of {fixed} ranks"
             found.append(
-                f"parallel: {axes} do not make {world_size} ranks; start a multiple of "
-                f"{sizes.replicate * sizes.head * sizes.tensor * max(1, parallel.shard)} ranks, or change an axis "
+                f"parallel: {axes} do not make {world_size} ranks; {start}, or change an axis "
                 "(parallel.shard=0 takes what the others leave)"
             )
     return found

@@ -28,5 +28,9 @@ def listed(numbers: list[int]) -> str:
 
     >>> listed([1, 2, 4])
     '1, 2, 4'
+    >>> listed([])
+    'none'
     """
+    if not numbers:
+        return "none"
     return ", ".join(map(str, numbers[:12])) + (", ..." if len(numbers) > 12 else "")

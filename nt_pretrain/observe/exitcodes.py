@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     CHECKPOINT = 4
     DIVERGED = 5
     HANG = 6
+    TOPOLOGY = 7
     STOPPED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
@@ -31,6 +32,7 @@ MEANING: dict[ExitCode, str] = {
     ExitCode.CHECKPOINT: "a checkpoint cannot be read or written",
     ExitCode.DIVERGED: "the loss diverged",
     ExitCode.HANG: "a rank did not answer in time",
+    ExitCode.TOPOLOGY: "ranks hold different topologies",
     ExitCode.STOPPED: "stopped early and saved: the same command goes on",
 }
 

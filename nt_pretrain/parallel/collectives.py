@@ -37,7 +37,9 @@ def fixed_point_scales(
             scales.append(1.0 if value == 0.0 else math.nan)
             continue
         exponent = math.frexp(value)[1] * power
-        scales.append(2.0 ** (61 - math.ceil(math.log2(max(count, 1))) - exponent))
+        shift = 61 - math.ceil(math.log2(max(count, 1))) - exponent
+        # Beyond the range of fp64 (which only fp64 values reach): tiny ones lose digits, huge ones have no square.
+        scales.append(math.ldexp(1.0, min(shift, 1023)) if shift > -1022 else math.nan)
     return scales
 
 

@@ -1,6 +1,7 @@
 """Exchanges between ranks that the backward pass reverses.
 
-List forms of the collectives are used: they exist under one name in every version of torch and on every backend.
+Methods of the process group are called: torch's functions for whole tensors have other names from version to version,
+and those for lists of tensors, which do not, copy everything once more.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def gathered(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
     world = width(group)
     if world == 1:
         return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world)]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.cat(parts, dim)
+    first = x.movedim(dim, 0).contiguous()
+    whole = first.new_empty(world * first.shape[0], *first.shape[1:])
+    assert group is not None
+    group._allgather_base(whole, first).wait()
+    return whole.movedim(0, dim).contiguous()
 
 
 def scattered_sum(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
@@ -42,10 +45,11 @@ def scattered_sum(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tenso
     world = width(group)
     if world == 1:
         return x
-    parts = [part.contiguous() for part in x.chunk(world, dim)]
-    own = torch.empty_like(parts[0])
-    dist.reduce_scatter(own, parts, group=group)
-    return own
+    first = x.movedim(dim, 0).contiguous()
+    own = first.new_empty(first.shape[0] // world, *first.shape[1:])
+    assert group is not None
+    group._reduce_scatter_base(own, first, dist.ReduceScatterOptions()).wait()
+    return own.movedim(0, dim).contiguous()
 
 
 def width(group: dist.ProcessGroup | None) -> int:

@@ -96,6 +96,21 @@ def launcher_problems() -> list[str]:
     ]
 
 
+def device_problems(config: Config) -> list[str]:
+    """What the devices of this node are short of, one line each."""
+    if not wants_cuda(config):
+        return []
+    if not torch.cuda.is_available():
+        return ["run.device: cuda, but torch finds no CUDA device here; set run.device=auto or cpu"]
+    ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if ranks > devices:
+        return [
+            f"torchrun --nproc-per-node {ranks}: this node has {devices} CUDA device(s), and NCCL takes one rank for "
+            f"each; start --nproc-per-node {devices}, or set run.device=cpu"
+        ]
+    return []
+
+
 def connect(config: Config) -> Ranks:
     """Join the process group (NCCL and gloo on CUDA, gloo on CPU) and lay the mesh over it.
 
@@ -104,7 +119,7 @@ def connect(config: Config) -> Ranks:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device_type = "cuda" if wants_cuda(config) else "cpu"
     if device_type == "cuda":
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(local_rank)
     torch.set_num_threads(threads_of_rank(config))
     timeout = datetime.timedelta(seconds=config.parallel.first_timeout_seconds)
     if not dist.is_initialized():

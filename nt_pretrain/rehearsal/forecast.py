@@ -85,11 +85,15 @@ def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: As
     # Norm and clipping read and write gradients; AdamW reads weights, gradients, both moments and writes all but one.
     optimizer = (3 * memory.gradients + 2 * memory.weights + 2 * memory.moments + memory.gradients) / rate
     traffic = {axis: _seconds(sent, axis, sizes, machine) for axis, sent in rehearsal.traffic.items()}
-    hidden = sum(traffic.get(axis, 0.0) for axis in ("shard", "replicate"))
+    hidden = sum(traffic.get(axis, 0.0) for axis in ("shard", "shard of heads", "replicate"))
     exposed = max(0.0, hidden - compute) + sum(traffic.get(axis, 0.0) for axis in ("head", "tensor"))
     update = UPDATE_PASSES * memory.weights / rate + _seconds(rehearsal.update, "update", sizes, machine)
     update *= plan.topology_updates > 0
-    saved = memory.weights + memory.moments + memory.topology
+    saved = (memory.weights + memory.moments + memory.topology) / assumed.host
+    step = compute + optimizer + exposed
+    every = [steps for steps in (config.checkpoint.save_every_steps, plan.total_steps) if steps]
+    if config.checkpoint.save_every_minutes:
+        every.append(max(1, int(60 * config.checkpoint.save_every_minutes / step)))
     return Forecast(
         compute=compute,
         optimizer=optimizer,
@@ -97,7 +101,7 @@ def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: As
         exposed=exposed,
         update=update,
         update_share=update / config.sparsity.update_every,
-        save_share=saved / assumed.host / (config.checkpoint.save_every_steps or plan.total_steps),
+        save_share=saved / min(every),
         tokens_per_step=plan.tokens_per_step,
         model_flops_per_device=flops,
         peak=machine.peak,
@@ -126,6 +130,7 @@ def _seconds(sent: Sent, axis: str, sizes: MeshSizes, machine: Machine) -> float
         "tensor": (1, sizes.tensor),
         "head": (sizes.tensor, inner),
         "shard": (sizes.tensor, copy),
+        "shard of heads": (inner, copy),
         "update": (1, copy),
         "replicate": (copy, sizes.world),
     }[axis]

@@ -12,17 +12,23 @@ SELECTION_PASSES = 6
 """Most passes of a selection (:mod:`nt_pretrain.parallel.select`); distinct scores need three."""
 HISTOGRAM_BYTES = 2048 * 4
 """Counts of one layer in one pass."""
+SMALL_SUMS = 12
+"""Sums of some numbers of 8 bytes a layer beside the selections: scales, second moments, counts, digests."""
+REPORT_BYTES = 400
+"""What ranks of other heads are told of a layer."""
 
 
 def by_axis(traffic: Traffic, ranks: Ranks) -> Traffic:
     """Traffic by process group, summed by axis.
 
-    ``shard``: what divides weights, the trunk's along shard and head together; ``replicate``, ``head``, ``tensor``.
+    ``shard``: what divides weights; under head parallelism of the trunk, along shard and head together, and ``shard of
+    heads`` of the heads; ``replicate``, ``head``, ``tensor``.
     """
     axes: dict[str, str] = {}
     for mesh in (ranks.trunk_mesh, ranks.heads_mesh):
         for axis in ("replicate", "shard", "tensor"):
-            axes.setdefault(mesh[axis].get_group().group_name, axis)
+            of_heads = axis == "shard" and mesh is ranks.heads_mesh and ranks.sizes.head > 1
+            axes.setdefault(mesh[axis].get_group().group_name, "shard of heads" if of_heads else axis)
     axes.setdefault(ranks.head_group.group_name, "head")
     axes.setdefault(ranks.tensor_group.group_name, "tensor")
     found: Traffic = {}
@@ -45,6 +51,9 @@ def of_update(layers: list[SparseLayer], ranks: Ranks, config: Config) -> Sent:
         single = [layer for layer in part if layer.unit == 1]
         size = len(single) * HISTOGRAM_BYTES * SELECTION_PASSES * selections
         size += by_score * sum(8 * layer.active.numel() for layer in part if layer.unit > 1)
-        calls = SELECTION_PASSES * selections * bool(single) + by_score * (len(single) < len(part))
+        size += 8 * SMALL_SUMS * 4 * len(part)
+        calls = SMALL_SUMS + SELECTION_PASSES * selections * bool(single) + by_score * (len(single) < len(part))
         total += Sent(2 * (width - 1) * size // width, calls)
-    return total
+    everyone = 2 * 2 * 8 * config.model.heads * len(layers)  # digests of all layers, compared by all ranks
+    reports = REPORT_BYTES * len(layers) * (sizes.head - 1)
+    return total + Sent(everyone + reports, 1 + 2 * (sizes.head > 1)) if sizes.world > 1 else total

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
+
+import psutil
 
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.schema import Config
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.observe.first_cause import first_cause
+from nt_pretrain.parallel.watchdog import Watchdog
+from nt_pretrain.train.topology import TopologyError
 
 
 class DivergedError(Exception):
@@ -18,6 +25,10 @@ class HangError(Exception):
     """A collective took longer than it may; the message names the ranks that are missing."""
 
 
+class LostError(Exception):
+    """A rank has left in the middle of a collective; the message says why if its log does."""
+
+
 _KNOWN: dict[type[Exception], tuple[ExitCode, str]] = {
     DataError: (ExitCode.DATA, "data error"),
     CheckpointError: (ExitCode.CHECKPOINT, "checkpoint error"),
@@ -26,6 +37,7 @@ _KNOWN: dict[type[Exception], tuple[ExitCode, str]] = {
         "the run diverged (its last checkpoint is good; lower optim.lr or optim.clip)",
     ),
     ConfigErrors: (ExitCode.CONFIGURATION, "configuration error"),
+    TopologyError: (ExitCode.TOPOLOGY, "topology error"),
 }
 _TIMED_OUT = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -44,12 +56,34 @@ def is_hang(error: Exception) -> bool:
     return isinstance(error, HangError) or _has(error, _TIMED_OUT)
 
 
-def hang(error: Exception, *, rank: int, timeout_seconds: int, missing: str) -> HangError:
-    """The words for a collective that has timed out, with what the watchdog knows."""
-    return HangError(
+def explained(error: Exception, config: Config, rank: int, watchdog: Watchdog, logs: Path) -> Exception:
+    """The same error; one that only says that another rank is missing or gone is replaced by one that says why."""
+    lost = _has(error, _LOST)
+    if not is_hang(error) and not lost:
+        return error
+    missing = "" if lost else watchdog.missing()
+    cause = first_cause(logs, since=psutil.Process().create_time(), is_consequence=_is_consequence) if rank == 0 else ""
+    told = [each for each in (missing, f"the first cause: {cause}" if cause else "") if each]
+    words = _lost(error, rank) if lost else _hung(error, rank, config.parallel.timeout_seconds)
+    return (LostError if lost else HangError)("; ".join([words, *told]))
+
+
+def _hung(error: Exception, rank: int, timeout_seconds: int) -> str:
+    return (
         f"rank {rank} waited longer than parallel.timeout_seconds ({timeout_seconds}) for another rank, which hangs or "
-        f"cannot be reached; {missing}. ranks/ in the run directory shows who came how far. {_first_line(error)}"
+        f"cannot be reached ({_first_line(error)})"
     )
+
+
+def _lost(error: Exception, rank: int) -> str:
+    return (
+        f"rank {rank}: another rank has gone; its own words, here or under ranks/ in the run directory, say why "
+        f"({_first_line(error)})"
+    )
+
+
+def _is_consequence(words: str) -> bool:
+    return "another rank has gone" in words or "waited longer than parallel.timeout_seconds" in words
 
 
 def is_told_alike(error: Exception) -> bool:
@@ -62,15 +96,12 @@ def words_of(error: Exception, *, rank: int, timeout_seconds: int) -> str:
     for kind, (_, words) in _KNOWN.items():
         if isinstance(error, kind):
             return f"{words}: {error}"
-    if isinstance(error, HangError):
+    if isinstance(error, HangError | LostError):
         return str(error)
     if is_hang(error):
-        return str(hang(error, rank=rank, timeout_seconds=timeout_seconds, missing="nobody watched yet"))
+        return _hung(error, rank, timeout_seconds)
     if _has(error, _LOST):
-        return (
-            f"rank {rank}: another rank has gone; its own words, here or under ranks/ in the run directory, say why. "
-            f"{_first_line(error)}"
-        )
+        return _lost(error, rank)
     return f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}"
 
 

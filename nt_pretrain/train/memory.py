@@ -35,6 +35,7 @@ class Memory:
         validation: logits of one head and the sum of all, when gradients and activations are gone.
         read_off: of the validation, what is beside logits and their sum: a chunk's logits in fp32.
         snapshot: the copy that a checkpoint is written from; none on a GPU, where it is in the host's memory.
+        host: of weights, moments and topology what lies in the host's memory (``parallel.cpu_offload`` on a GPU).
     """
 
     weights: int
@@ -48,10 +49,11 @@ class Memory:
     validation: int
     read_off: int = 0
     snapshot: int = 0
+    host: int = 0
 
     @property
     def peak(self) -> int:
-        stored = self.weights + self.moments + self.topology + self.snapshot
+        stored = self.weights + self.moments + self.topology + self.snapshot - self.host
         step = self.gradients + max(self.gathered + self.activations + self.loss, self.update)
         return stored + max(step, self.gathered + self.validation)
 
@@ -86,6 +88,7 @@ def estimate(
         update=_update_bytes(budgets, held, flags, sizes),
         validation=_validation_bytes(config, sizes, compute),
         read_off=_read_off_bytes(config, sizes, compute),
+        host=(3 * shard * stored + 2 * flags) * (config.parallel.cpu_offload and wants_cuda(config)),
         snapshot=3 * shard * stored + 2 * flags if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
 

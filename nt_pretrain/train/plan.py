@@ -207,10 +207,12 @@ def _memory(plan: Plan) -> Table:
         "topology update (when gathered, activations, loss are gone)": memory.update,
         "validation (when gradients, activations, loss are gone)": memory.validation,
         "copy that a checkpoint is written from": memory.snapshot,
+        "of all these in the host's memory": memory.host,
         "peak": memory.peak,
     }
     for name, size in rows.items():
-        table.add_row(f"  {name}", readable_bytes(size))
+        if size or name != "of all these in the host's memory":
+            table.add_row(f"  {name}", readable_bytes(size))
     return table
 
 

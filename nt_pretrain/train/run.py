@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from typing import IO
@@ -22,17 +23,17 @@ from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.eval.validate import unigram_loss, validate
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
-from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.observe.exitcodes import ExitCode, report_failure
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.log import Console, open_rank_log
 from nt_pretrain.observe.meters import Meter, memory_total_bytes
 from nt_pretrain.observe.record import Recorder
-from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.observe.rundir import RunDir, Status
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
 from nt_pretrain.train.checkpoints import Checkpoints
-from nt_pretrain.train.failures import exit_code_of, hang, is_hang, words_of
+from nt_pretrain.train.failures import exit_code_of, explained, words_of
 from nt_pretrain.train.loop import Parts, train, validation_is_due
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.plan import Plan, make_plan, render
@@ -67,11 +68,12 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
 def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Console, plan: Plan) -> ExitCode:
     requests = Requests(rundir, config.checkpoint, ranks)
     requests.listen()
-    state = fresh_state(config, ranks)
-    saved_as = identity(config, on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256)
-    clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
-    found = newest_valid(rundir.checkpoints, group=ranks.control)
-    position = resume(state, found, config, saved_as, ranks) if found else None
+    with _failure_in_status(config, ranks, rundir):
+        state = fresh_state(config, ranks)
+        saved_as = identity(config, on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256)
+        clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
+        found = newest_valid(rundir.checkpoints, group=ranks.control)
+        position = resume(state, found, config, saved_as, ranks) if found else None
     meter = _meter(config, plan, state, ranks)
     observer = _observer(rundir, console, meter, config, state, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:
@@ -87,38 +89,48 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     if ranks.rank == 0:
         rundir.write_config(to_yaml(config))
         rundir.write_environment(collect())
+    checkpoints = Checkpoints(config, state, ranks, rundir, observer, saved_as, meter)
     watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
-    try:
-        validation = Validation(config, state, ranks)
-        checkpoints = Checkpoints(config, state, ranks, rundir, observer, saved_as, meter)
-        reader, readers = ranks.data_rank, ranks.sizes.data
-        loader = on_all(ranks, lambda: TrainLoader(config, rank=reader, world=readers, position=position))
-        if missed:
-            observer.validated(state.step, validation.measure())
-        parts = Parts(
-            config, ranks, state, loader, meter, observer, requests, validation.measure, checkpoints, watchdog
-        )
-        with contextlib.closing(checkpoints):
+    with contextlib.closing(checkpoints), contextlib.closing(watchdog):
+        try:
+            validation = Validation(config, state, ranks)
+            reader, readers = ranks.data_rank, ranks.sizes.data
+            loader = on_all(ranks, lambda: TrainLoader(config, rank=reader, world=readers, position=position))
+            if missed:
+                observer.validated(state.step, validation.measure())
+            parts = Parts(
+                config, ranks, state, loader, meter, observer, requests, validation.measure, checkpoints, watchdog
+            )
             code = train(parts)
-    except Exception as caught:
-        error = _explained(caught, config, ranks, watchdog)
-        words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.timeout_seconds)
-        observer.ended("failed", state.step, exit_code_of(error), words)
-        if error is caught:
-            raise
-        raise error from caught
-    finally:
-        watchdog.close()
+        except Exception as caught:
+            # Before a save in flight is waited for: the first to speak is taken for the cause.
+            error = explained(caught, config, ranks.rank, watchdog, rundir.ranks)
+            words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.timeout_seconds)
+            report_failure(words)
+            logging.getLogger("nt_pretrain").error(words)
+            observer.ended("failed", state.step, exit_code_of(error), words)
+            if error is caught:
+                raise
+            raise error from caught
     _say_goodbye(code, observer, console, state.step, config, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
 
 
-def _explained(error: Exception, config: Config, ranks: Ranks, watchdog: Watchdog) -> Exception:
-    """The same error, or for a collective that has timed out one that names the missing ranks."""
-    if not is_hang(error):
-        return error
-    seconds = config.parallel.timeout_seconds
-    return hang(error, rank=ranks.rank, timeout_seconds=seconds, missing=watchdog.missing())
+@contextlib.contextmanager
+def _failure_in_status(config: Config, ranks: Ranks, rundir: RunDir) -> Iterator[None]:
+    """What fails before the run has an observer stands in its status all the same."""
+    try:
+        yield
+    except Exception as error:
+        words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.first_timeout_seconds)
+        logging.getLogger("nt_pretrain").error(words)
+        if ranks.rank == 0:
+            before = rundir.read_status()
+            step, code = before.step if before else 0, exit_code_of(error)
+            rundir.write_status(
+                Status(state="failed", step=step, total_steps=config.total_steps, exit_code=code, message=words)
+            )
+        raise
 
 
 def _claim(rundir: RunDir, console: Console, ranks: Ranks) -> IO[str] | None:

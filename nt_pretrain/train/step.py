@@ -121,6 +121,9 @@ def gradient_norm(
     norms = torch._foreach_norm(counted, dtype=torch.promote_types(counted[0].dtype, torch.float32))
     total = torch.stack(norms).double().square().sum()
     dist.all_reduce(total, group=ranks.trunk_group)
+    if ranks.sizes.replicate > 1:
+        # The order of that sum may differ between copies; they must clip alike to remain copies.
+        dist.all_reduce(total, op=dist.ReduceOp.MAX, group=ranks.replica_group)
     return float(total.sqrt())
 
 

@@ -16,7 +16,7 @@ from nt_pretrain.counter_random import key_of
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.sparsity.budget import LayerBudget
-from nt_pretrain.sparsity.topology import SparseLayer
+from nt_pretrain.sparsity.topology import SparseLayer, digest
 from nt_pretrain.sparsity.update import LayerChange, LayerTensors, draw, layer_digests, update
 
 
@@ -73,12 +73,12 @@ def topology_digest(layers: list[SparseLayer], ranks: Ranks, budgets: dict[str, 
     for some, group in parts(layers, ranks):
         mine |= layer_digests(some, group)
     total = key_of("topology")
-    for name, value in _agreed(mine, ranks, list(budgets)).items():
+    for name, value in _agreed(layers, mine, ranks, list(budgets)).items():
         total = key_of(total, name, budgets[name].units, value)
     return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
-def _agreed(mine: dict[str, int], ranks: Ranks, names: list[str]) -> dict[str, int]:
+def _agreed(layers: list[SparseLayer], mine: dict[str, int], ranks: Ranks, names: list[str]) -> dict[str, int]:
     """The digest of every layer, on which all ranks that hold some of it agree. Collective."""
     # ~x falls as x rises: the largest ~x is that of the smallest x. Who does not hold a layer has no say.
     silent = -(1 << 63)
@@ -88,22 +88,35 @@ def _agreed(mine: dict[str, int], ranks: Ranks, names: list[str]) -> dict[str, i
     values, inverted = largest.tolist()
     wrong = [name for name, one, other in zip(names, values, inverted, strict=True) if one != ~other]
     if wrong:
-        raise TopologyError(_who_differs(mine, wrong, ranks))
+        raise TopologyError(_who_differs(layers, wrong, ranks))
     return dict(zip(names, values, strict=True))
 
 
-def _who_differs(mine: dict[str, int], wrong: list[str], ranks: Ranks) -> str:
-    told: list[Any] = [None] * ranks.world
-    dist.all_gather_object(told, mine.get(wrong[0]), group=ranks.control)
-    by_value: dict[int, list[int]] = {}
-    for rank, value in enumerate(told):
-        if value is not None:
-            by_value.setdefault(value, []).append(rank)
-    groups = sorted(by_value.values(), key=len, reverse=True)
-    sides = "; ".join(f"ranks {', '.join(map(str, each))}" for each in groups)
+def _who_differs(layers: list[SparseLayer], wrong: list[str], ranks: Ranks) -> str:
+    """Words that name the first layer and, among ranks that hold the same part of it, those on each side."""
+    own: tuple[Any, int, int] | None = None
+    for layer in layers:
+        if layer.name == wrong[0]:
+            part = () if layer.is_replicated else tuple(ranks.place[axis] for axis in ("shard", "head", "tensor"))
+            own = (part, digest(layer), int(torch.count_nonzero(layer.active)))
+    told: list[tuple[Any, int, int] | None] = [None] * ranks.world
+    dist.all_gather_object(told, own, group=ranks.control)
+    versions: dict[Any, dict[tuple[int, int], list[int]]] = {}
+    for rank, held in enumerate(told):
+        if held is not None:
+            part, value, active = held
+            versions.setdefault(part, {}).setdefault((value, active), []).append(rank)
+    sides = [
+        " against ".join(
+            f"ranks {', '.join(map(str, at))} ({active:,} active units)"
+            for (_, active), at in sorted(each.items(), key=lambda side: len(side[1]), reverse=True)
+        )
+        for each in versions.values()
+        if len(each) > 1
+    ]
     return (
-        f"{len(wrong)} of the layers differ between ranks that must hold the same topology, the first {wrong[0]} "
-        f"({len(groups)} versions: {sides}). A device may be faulty; go on from the last checkpoint"
+        f"{len(wrong)} of the layers differ between ranks that must hold the same topology, the first {wrong[0]}: "
+        f"{'; '.join(sides)}. A device may be faulty; go on from the last checkpoint"
     )
 
 

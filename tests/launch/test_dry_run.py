@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.pretrain import main
 from nt_pretrain.config.batch import fitting_world_sizes
 from nt_pretrain.config.load import load_config
+from nt_pretrain.parallel.mesh import device_problems
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -94,3 +96,31 @@ def test_a_missing_file_names_its_neighbour() -> None:
     code, text = pretrain("configs/deemo.yaml")
     assert code == 2
     assert "configs/deemo.yaml: there is no such file; did you mean configs/demo.yaml?" in text
+
+
+def test_a_check_needs_what_a_start_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["configs/demo.yaml", f"data.path={tmp_path}", "--world", "2"]
+    assert main([*command, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"note: data.path: {tmp_path} is no prepared corpus" in told
+    assert told.endswith(f"To train: torchrun launch/pretrain.py configs/demo.yaml data.path={tmp_path}\n")
+    assert main([*command, "--check"]) == 2
+    assert f"data.path: {tmp_path} is no prepared corpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("world", ["0", "-4", "two"])
+def test_ranks_are_counted_from_one(world: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["configs/demo.yaml", "--dry-run", "--world", world])
+    assert left.value.code == 2 and f"--world: invalid positive value: '{world}'" in capsys.readouterr().err
+
+
+def test_devices_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("configs/demo.yaml", ["run.device=cuda"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_problems(config) == []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    (line,) = device_problems(config)
+    assert "--nproc-per-node 2: this node has 1 CUDA device(s), and NCCL takes one rank for each" in line
+    assert device_problems(load_config("configs/demo.yaml", ["run.device=cpu"])) == []

@@ -151,6 +151,7 @@ def test_a_cut_link_is_noticed_in_time_and_named(new_job: Any) -> None:
     left = [rank for rank, text in told.items() if "another rank has gone" in text]
     assert waited and set(waited + left) == {0, 1, 2, 3}
     assert status.exit_code == (6 if 0 in waited else 1)
+    assert any("missing: rank " in text for text in told.values()), "the cut node is named"
     assert "for another rank" in status.message or "another rank has gone" in status.message
 
 

@@ -19,6 +19,7 @@ def test_codes_are_the_documented_ones() -> None:
         "CHECKPOINT": 4,
         "DIVERGED": 5,
         "HANG": 6,
+        "TOPOLOGY": 7,
         "STOPPED": 75,
     }
     assert set(MEANING) == set(ExitCode)

@@ -40,3 +40,9 @@ def test_sums_are_right():
         assert abs(found / float(value.double().abs().sum()) - 1) < 1e-12
     for found, value in zip(squares, values, strict=True):
         assert abs(found / float(value.double().square().sum()) - 1) < 1e-12
+
+
+def test_values_that_only_fp64_holds():
+    tiny, huge = torch.tensor([1e-160, 1e-170], dtype=torch.float64), torch.tensor([1e200], dtype=torch.float64)
+    found = exact_sums([tiny, huge, torch.tensor([3.0])], [2, 1, 1], None, power=2)
+    assert found[0] < 1e-300 and found[1] != found[1] and found[2] == 9.0, "no exception; nan where there is no square"

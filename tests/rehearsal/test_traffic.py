@@ -45,6 +45,7 @@ def watched(rank: int, world: int, config: Config) -> tuple[dict[str, Sent], int
             micro_batch_backward(state.model, config, tokens, tokens, torch.zeros_like(tokens), 1.0, ranks.head_group)
     with Watch() as update:
         change(state, config, ranks, 1)
+        state.digest(ranks)
     sums = update.traffic.values()
     return by_axis(step.traffic, ranks), sum(each.bytes for each in sums), sum(each.calls for each in sums)
 
@@ -55,6 +56,7 @@ MESHES: dict[str, tuple[int, dict[str, Any]]] = {
     "replicate": (4, {"replicate": 2}),
     "tensor": (4, {"tensor": 2}),
     "head": (4, {"head": 2}),
+    "blocks": (2, {"unit": 16}),
     "recomputed": (2, {"activation_checkpoint": "full"}),
 }
 
@@ -62,14 +64,15 @@ MESHES: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", MESHES)
 def test_real_ranks_send_what_was_rehearsed(name: str) -> None:
     world, options = MESHES[name]
-    train = {key: value for key, value in options.items() if key == "global_batch"}
-    config = tiny(train=train, parallel={key: value for key, value in options.items() if key not in train})
+    sections: dict[str, dict[str, Any]] = {"train": {}, "sparsity": {}, "parallel": {}}
+    for key, value in options.items():
+        sections[{"global_batch": "train", "unit": "sparsity"}.get(key, "parallel")][key] = value
+    config = tiny(**sections)
     rehearsed = rehearse(config, world)
     for step, update, calls in run_ranks(watched, world, config, timeout=120):
         assert step == rehearsed.traffic
-        # Beside histograms an update adds up some counts of eight bytes a layer, and gathers what other heads report.
-        assert 0 < update <= 1.2 * rehearsed.update.bytes + 20_000
-        assert calls > 0
+        assert 0 < update <= rehearsed.update.bytes
+        assert 0 < calls <= rehearsed.update.calls
 
 
 def test_weights_are_gathered_twice_and_gradients_reduced_once() -> None:
@@ -92,7 +95,8 @@ def test_heads_alone_are_sent_less_under_head_parallelism() -> None:
     assert split.traffic["head"].bytes == 2 * hidden + documents
     shapes = {name: torch.Size(shape).numel() for name, shape in shapes_of(tiny().model).items()}
     heads = sum(count for name, count in shapes.items() if part_of(name) != "trunk")
-    assert plain.traffic["shard"].bytes - split.traffic["shard"].bytes > 4 * heads
+    of_split = split.traffic["shard"].bytes + split.traffic["shard of heads"].bytes
+    assert plain.traffic["shard"].bytes - of_split > 4 * heads
 
 
 def test_an_axis_of_one_rank_sends_nothing() -> None:

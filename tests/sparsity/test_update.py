@@ -7,6 +7,7 @@ import torch
 
 from nt_pretrain.config.schema import SparsitySection
 from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
+from nt_pretrain.sparsity.scores import code
 from nt_pretrain.sparsity.topology import Held, SparseLayer, empty_layer
 from nt_pretrain.sparsity.update import LayerTensors, draw, layer_digests, update
 
@@ -189,3 +190,10 @@ def test_digest_tells_topologies_apart():
     assert layer_digests([first], None) != layer_digests([second], None)
     blocks, _, _ = make(unit=16)
     assert layer_digests([blocks], None) != layer_digests([first], None)
+
+
+def test_every_pattern_of_nan_sorts_above_infinity():
+    """CUDA's own nan has all bits set but the sign's: one more would be negative."""
+    bits = torch.tensor([0x7FFFFFFF, 0x7FC00000, 0x7F800000, 0], dtype=torch.int32)
+    codes = code(bits, torch.ones(4, dtype=torch.bool))
+    assert codes[0] > codes[1] > codes[2] > codes[3] == 1

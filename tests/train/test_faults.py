@@ -121,6 +121,19 @@ def test_a_kill_between_checkpoint_and_validation_loses_no_validation(corpus: Co
 
 
 @pytest.mark.timeout(300)
+def test_checkpoints_that_cannot_be_read_are_told_by_the_status(corpus: Corpus, undisturbed: Path) -> None:
+    """The status of before says finished; a batch system must not believe it."""
+    folder = Path(shutil.copytree(undisturbed, undisturbed.parent / "unreadable"))
+    for manifest in (folder / "checkpoints").glob("*/manifest.json"):
+        manifest.write_text("{}")
+    launches.finish(launches.start(2, folder, *corpus.overrides, *OPTIONS, "train.steps=42"), folder, expect=1)
+    status = RunDir(folder).read_status()
+    assert status is not None and (status.state, status.exit_code) == ("failed", 4)
+    assert "can be used" in status.message and "checkpoint error: " in status.message
+    assert "ERROR nt_pretrain: checkpoint error: " in RunDir(folder).rank_log(1).read_text()
+
+
+@pytest.mark.timeout(300)
 def test_moments_kept_warm_do_not_move_weights_once_they_are_not(corpus: Corpus, undisturbed: Path) -> None:
     folder = undisturbed.parent / "warm"
     warm = [*corpus.overrides, *OPTIONS, "train.steps=12", "sparsity.grown_moments=warm"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def refusals(rank: int, world: int, folder: Path, others: dict[str, tuple[Config
     found = newest_valid(folder, group=ranks.control)
     assert found is not None
     told = {}
+    older = dataclasses.replace(found, identity={"model": found.identity["model"]})
+    bare = dataclasses.replace(found, state={})
+    for name, other in (("identity", older), ("state", bare)):
+        with pytest.raises(CheckpointError) as refused:
+            resume(fresh_state(mine, ranks), other, mine, identity(mine, "mine"), ranks)
+        told[name] = str(refused.value)
     for name, (other, tokenizer) in others.items():
         with pytest.raises(CheckpointError) as refused:
             resume(fresh_state(other, ranks), found, other, identity(other, tokenizer), ranks)
@@ -69,3 +76,7 @@ def test_another_run_is_named(tmp_path: Path) -> None:
         assert "belongs to another model:\n" in told[name]
         assert f"  {expected}\n" in told[name], name
         assert told[name].endswith("Set these back, or start a new run with another run.name.")
+    another = "was written by another version of this program: "
+    needs = "['model', 'sparsity', 'tokenizer', 'weights']"
+    assert f"{another}it says of itself ['model'], this version needs {needs}" in told["identity"]
+    assert f"{another}its state lacks 'step'" in told["state"]

@@ -112,6 +112,15 @@ def test_validation_is_counted_as_it_is_measured(heads: int) -> None:
     assert most == pytest.approx(memory(found).validation, rel=0.02)
 
 
+def test_what_is_offloaded_leaves_the_device() -> None:
+    on = config(run={"device": "cuda"}, parallel={"cpu_offload": True}, sparsity={"density": 0.5})
+    off = config(run={"device": "cuda"}, sparsity={"density": 0.5})
+    found = memory(on)
+    assert found.host == found.weights + found.moments + found.topology
+    assert found.peak == memory(off).peak - found.host
+    assert memory(config(run={"device": "cpu"}, parallel={"cpu_offload": True})).host == 0, "it is there already"
+
+
 def test_a_checkpoint_holds_weights_moments_and_flags() -> None:
     found = config(sparsity={"density": 0.5})
     shapes = shapes_of(found.model)
