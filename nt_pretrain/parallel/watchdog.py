@@ -62,7 +62,8 @@ class Watchdog:
         self._number = 0
         self._speaks = True
         self._warned: tuple[int, str, float] | None = None
-        self._closed = threading.Event()
+        self._closed = False
+        self._wake = threading.Event()
         self._say()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
@@ -74,10 +75,12 @@ class Watchdog:
     def allow(self, timeout_seconds: float) -> None:
         """From now on a collective may take so long."""
         self._timeout = timeout_seconds
+        self._wake.set()  # with a shorter timeout signs come more often
 
     def close(self) -> None:
         """Stop watching; the store may go."""
-        self._closed.set()
+        self._closed = True
+        self._wake.set()
         self._thread.join(2 * ANSWER_SECONDS)
 
     def missing(self) -> str:
@@ -98,7 +101,9 @@ class Watchdog:
         return min(MOST_SECONDS, self._timeout / 8)
 
     def _run(self) -> None:
-        while not self._closed.wait(self._interval):
+        while not self._closed:
+            self._wake.wait(self._interval)
+            self._wake.clear()
             with contextlib.suppress(Exception):  # the store may be gone; the collectives will tell
                 self._say()
             place = self._place

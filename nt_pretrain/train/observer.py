@@ -84,9 +84,13 @@ class Observer:
         self._event("stop", step, reason, {}, echo=f"stopping after step {step:,}: {reason}")
 
     def ended(self, state: str, step: int, exit_code: int, message: str) -> None:
-        """The last word: status, event, and the recorder is closed."""
+        """The last word: status and event. Only a save that was in flight may still be told of."""
         self._event("end", step, message, {"state": state, "exit_code": exit_code})
         self._status(state, step, exit_code, message)
+        self.flush()
+
+    def close(self) -> None:
+        """Nothing more is told."""
         if self._recorder is not None:
             self._recorder.close()
 

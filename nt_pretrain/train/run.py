@@ -83,6 +83,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     missed = _misses_validation(rundir, state.step, config, ranks)
     if state.step >= config.total_steps and not missed:
         observer.ended("finished", state.step, 0, "already finished")
+        observer.close()
         console.plain(how_to_go_on(config, command))
         return ExitCode.FINISHED
     observer.started(state.step, opening)
@@ -91,7 +92,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
         rundir.write_environment(collect())
     checkpoints = Checkpoints(config, state, ranks, rundir, observer, saved_as, meter)
     watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
-    with contextlib.closing(checkpoints), contextlib.closing(watchdog):
+    with contextlib.closing(observer), contextlib.closing(checkpoints), contextlib.closing(watchdog):
         try:
             validation = Validation(config, state, ranks)
             reader, readers = ranks.data_rank, ranks.sizes.data
@@ -112,7 +113,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
             if error is caught:
                 raise
             raise error from caught
-    _say_goodbye(code, observer, console, state.step, config, command)
+        _say_goodbye(code, observer, console, state.step, config, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
 
 
