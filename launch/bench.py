@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from nt_pretrain.config.schema import (
@@ -33,7 +32,7 @@ from nt_pretrain.config.schema import (
     SparsitySection,
     TrainSection,
 )
-from nt_pretrain.parallel.mesh import Ranks, connect
+from nt_pretrain.parallel.mesh import Ranks, connect, leave
 from nt_pretrain.train.state import TrainState, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from nt_pretrain.train.topology import update_topology
@@ -183,8 +182,8 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     print("figures of the reference machine: docs/PERFORMANCE.md")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    leave(0, together=True)

@@ -25,7 +25,7 @@ from nt_pretrain.config.checks import problems
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
-from nt_pretrain.parallel.mesh import Ranks, connect, disconnect, world_size_of_launcher
+from nt_pretrain.parallel.mesh import Ranks, connect, leave, world_size_of_launcher
 from nt_pretrain.rehearsal.watch import Watch
 from nt_pretrain.train.plan import readable_bytes
 from nt_pretrain.train.state import TrainState, fresh_state
@@ -117,7 +117,7 @@ def line(name: str, found: Found, every: int) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("meshes", nargs="+", metavar="MESH", help="such as shard=4 or replicate=2,shard=2")
@@ -142,13 +142,12 @@ def main() -> int:
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         for name in configs:
             print(line(name, found[name], every))
-    disconnect()
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
+        leave(0, together=True)
     except ConfigErrors as error:
         print(error, file=sys.stderr)
         sys.exit(2)

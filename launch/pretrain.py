@@ -7,7 +7,6 @@ real one stands in status.json of the run directory.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shlex
 import sys
@@ -20,8 +19,8 @@ from nt_pretrain.observe.exitcodes import ExitCode, report_failure
 from nt_pretrain.parallel.mesh import (
     connect,
     device_problems,
-    disconnect,
     launcher_problems,
+    leave,
     rank_of_launcher,
     world_size_of_launcher,
 )
@@ -105,8 +104,6 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         code = run(config, command_line(), connect(config))
-        with contextlib.suppress(RuntimeError):  # all is done; who leaves a little early must not make it a failure
-            disconnect()
         if code is ExitCode.STOPPED:
             report_failure("stopped early and saved; nothing failed: the same command goes on")
         return code
@@ -117,7 +114,4 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     exit_code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # gloo's threads can abort a process that ends the slow way after all its work is done.
-    os._exit(exit_code)
+    leave(exit_code, together=exit_code in (ExitCode.FINISHED, ExitCode.STOPPED))

@@ -6,9 +6,12 @@ and head together, each head along shard inside its own group of ranks; docs/DIS
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -209,8 +212,18 @@ def threads_of_rank(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_world)
 
 
-def disconnect() -> None:
-    """Leave the process group after everyone has arrived here."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+def leave(code: int, *, together: bool) -> NoReturn:
+    """The one way out of a process that was in a process group.
+
+    gloo's threads can abort a process that ends the slow way after all its work is done, so it ends at once.
+
+    Args:
+        together: wait for the others, which come here too; a rank that has failed does not.
+    """
+    if together and dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # all is done; who has left a little early must not make it a failure
+            dist.barrier()
+            dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
