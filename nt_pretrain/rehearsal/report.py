@@ -55,7 +55,7 @@ def in_full(rehearsal: Rehearsal, forecast: Forecast, machine: Machine) -> str:
         ("whole run", f"{plan.total_steps * forecast.step / 3600:,.1f} hours"),
     ]
     tables: tuple[tuple[str, Rows], ...] = (
-        (f"mesh of {plan.sizes.world:,} ranks: {_mesh(plan.sizes)}, {plan.accumulation} micro-batches a step", []),
+        (f"mesh of {plan.sizes.world:,} ranks: {_mesh(plan.sizes)}, micro-batches a step: {plan.accumulation}", []),
         ("memory of rank 0 (counted in a step without values)", held),
         ("sent by rank 0 in one step: bytes, collectives, time if nothing hides it", sent),
         (f"time of one step (forecast from the stated rates of {machine.name})", times),
