@@ -144,4 +144,4 @@ def test_a_run_that_diverges_finishes_the_save_in_flight(corpus: Corpus, undistu
     assert status is not None and (status.state, status.exit_code) == ("failed", 5)
     assert names(folder) == ["step_00000001"]
     kinds = [json.loads(line)["kind"] for line in RunDir(folder).events.read_text().splitlines()]
-    assert kinds[-2:] == ["checkpoint", "end"]
+    assert kinds[-2:] == ["end", "checkpoint"], "the cause is told at once, the save when it is in place"
