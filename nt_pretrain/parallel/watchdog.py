@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import logging
+import queue
 import sys
 import threading
 import time
@@ -22,11 +23,12 @@ import torch.distributed as dist
 
 from nt_pretrain.parallel.mesh import Ranks, groups_of
 
-MOST_SECONDS = 5.0
+MOST_SECONDS = 2.0
 """Between two signs of life."""
 ANSWER_SECONDS = 5.0
 """That the store may take for an answer."""
 
+NO_ANSWER = "the store of the process group, on the node of rank 0, does not answer"
 ALL_ARE_THERE = (
     "all ranks have entered the same collectives and show signs of life; the network between them may be cut"
 )
@@ -81,20 +83,31 @@ class Watchdog:
         """Stop watching; the store may go."""
         self._closed = True
         self._wake.set()
-        self._thread.join(2 * ANSWER_SECONDS)
+        self._thread.join(1.0)  # it may wait for a store that is gone
 
     def missing(self) -> str:
-        """Which ranks the others wait for, in words; never raises."""
+        """Which ranks the others wait for, in words; never raises, and soon returns.
+
+        The store is asked in a thread of its own: behind a cut link its client may wait much longer than told to.
+        """
+        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=lambda: answers.put(self._ask()), name="watchdog asks", daemon=True).start()
+        seconds = ANSWER_SECONDS + 2 * self._interval
+        try:
+            return answers.get(timeout=seconds)
+        except queue.Empty:
+            return f"{NO_ANSWER} (not for {seconds:.0f} s)"
+
+    def _ask(self) -> str:
         try:
             self._say()
             first = self._signs()
             self._speaks = first_waiting(first) == self._ranks.rank
-            if words := behind(first):
-                return words
-            time.sleep(2 * self._interval)
-            return silent(first, self._signs()) or ALL_ARE_THERE
+            time.sleep(2 * self._interval)  # what others said last may be that old
+            second = self._signs()
+            return behind(second) or silent(first, second) or ALL_ARE_THERE
         except Exception as error:  # whatever is wrong with the store must not hide the error that brought us here
-            return f"the store of the process group, on the node of rank 0, does not answer ({_first_line(error)})"
+            return f"{NO_ANSWER} ({_first_line(error)})"
 
     @property
     def _interval(self) -> float:

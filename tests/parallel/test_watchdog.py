@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.parallel.mesh import connect
-from nt_pretrain.parallel.watchdog import ALL_ARE_THERE, Sign, Watchdog, behind, first_waiting, silent
+from nt_pretrain.parallel.watchdog import ALL_ARE_THERE, NO_ANSWER, Sign, Watchdog, behind, first_waiting, silent
 from tests.gloo import run_ranks
 
 
@@ -87,10 +88,10 @@ def test_a_process_that_stands_still_is_named() -> None:
     assert words.startswith("missing: rank 1 (step 0, starting for ")
 
 
-def _without_store(rank: int, world: int) -> str:
+def _without_store(rank: int, world: int, store: Any) -> str:
     ranks = connect(Config())
     watchdog = Watchdog(ranks, 2.0)
-    watchdog._store = _Gone()
+    watchdog._store = store
     words = watchdog.missing()
     watchdog.close()
     return words
@@ -101,9 +102,20 @@ class _Gone:
         raise dist.DistNetworkError("Broken pipe\nsecond line")
 
 
+class _Silent:
+    def set(self, key: str, value: str) -> None:
+        time.sleep(600)
+
+
 def test_a_store_that_is_gone_hides_nothing() -> None:
-    (words,) = run_ranks(_without_store, 1, timeout=60)
-    assert words == "the store of the process group, on the node of rank 0, does not answer (Broken pipe)"
+    (words,) = run_ranks(_without_store, 1, _Gone(), timeout=60)
+    assert words == f"{NO_ANSWER} (Broken pipe)"
+
+
+def test_a_store_that_is_silent_is_not_waited_for() -> None:
+    """Six seconds, and no more when it leaves; the run would take ten minutes otherwise."""
+    (words,) = run_ranks(_without_store, 1, _Silent(), timeout=60)
+    assert words == f"{NO_ANSWER} (not for 6 s)"
 
 
 def test_the_thread_ends() -> None:
