@@ -1,8 +1,9 @@
 """Which picture goes to which split, shard and place: a function of names and sizes, settled before a byte is read.
 
 Pictures are sorted by a hash of CLASS/FILE (ImageNet's folders are sorted by class, so a window of their own order
-would hold one class), and the line is cut into shards of equal bytes. What turns out to be undecodable later leaves a shard
-shorter and moves nothing, so shards can be written in any order, by any number of processes, and after an interruption.
+would hold one class), and the line is cut into shards of equal bytes. What turns out to be undecodable later leaves a
+shard shorter and moves nothing, so shards can be written in any order, by any number of processes, and after an
+interruption.
 """
 
 from __future__ import annotations

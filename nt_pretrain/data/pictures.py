@@ -1,7 +1,7 @@
 """Finds labelled pictures where people have them: folders of class folders, ILSVRC's tars, flat folders with labels.
 
-Nothing is unpacked and no pixel read: a picture is a place (file, offset, size). A picture is called CLASS/FILE whatever
-it comes from, so folders and tars of the same pictures give the same shards.
+Nothing is unpacked and no pixel read: a picture is a place (file, offset, size). A picture is called CLASS/FILE
+whatever it comes from, so folders and tars of the same pictures give the same shards.
 """
 
 from __future__ import annotations

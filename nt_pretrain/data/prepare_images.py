@@ -74,7 +74,7 @@ def prepare_images(inputs: ImageInputs, out: Path, recipe: ImageRecipe, workers:
             split: [_note(folder, each, recipe.name) for each in plan.shards if each.split == split] for split in SPLITS
         }
         for name, kind, _ in (left for found in notes.values() for note in found if note for left in note.left_out):
-            problems.add(f"images left out: {kind}", name)
+            problems.add(f"pictures left out: {kind}", name)
         for split, found in notes.items():
             _finish(folder / split, split, [note for note in found if note], plan, sources, recipe, problems)
     shutil.rmtree(out / NOTES)
