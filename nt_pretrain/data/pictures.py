@@ -16,6 +16,8 @@ from nt_pretrain.data.documents import Problems
 from nt_pretrain.data.errors import DataError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
+"""No names of classes: who gives the folder above them would train on two classes of a million pictures."""
 PASSED_OVER = f"files passed over, since their names do not end in {', '.join(ENDINGS)}"
 
 
@@ -80,6 +82,12 @@ def find_pictures(path: Path, labels: Path | None, problems: Problems, seen: See
     if not pictures:
         raise DataError(f"{path}: no pictures; they are known by {', '.join(ENDINGS)}")
     pictures = _without_common_folder(pictures)
+    splits = sorted({picture.label for picture in pictures}.intersection(SPLIT_FOLDERS))
+    if splits:
+        raise DataError(
+            f"{path}: holds {' and '.join(splits)} in the place of classes; give {path / 'train'}, and the other as "
+            "--validation"
+        )
     flat = [picture for picture in pictures if "/" not in picture.name]
     if labels is not None:
         if len(flat) < len(pictures):

@@ -32,7 +32,9 @@ def jpeg(height: int = 60, width: int = 80, seed: int = 0) -> bytes:
     return encoded(photo(height, width, seed))
 
 
-def write_classes(folder: Path, per_class: int, *, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> dict[str, bytes]:
+def write_classes(
+    folder: Path, per_class: int, *, classes: tuple[str, ...] = CLASSES, seed: int = 0
+) -> dict[str, bytes]:
     """``folder/CLASS/CLASS_NUMBER.JPEG``; returns bytes by CLASS/FILE."""
     written = {}
     for number, name in enumerate(classes):
