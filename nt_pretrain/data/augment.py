@@ -123,7 +123,9 @@ def resized(image: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
     part = part.contiguous(memory_format=torch.channels_last)
     if part.shape[2:] == size:
         return part[0]
-    return functional.interpolate(part, size, mode="bilinear", antialias=True)[0]
+    found = functional.interpolate(part, size, mode="bilinear", antialias=True)
+    # Where the box is as wide as the picture, interpolate takes the view for a plain one and answers in kind.
+    return found.contiguous(memory_format=torch.channels_last)[0]
 
 
 def jittered(image: Tensor, strength: float, key: int) -> Tensor:
