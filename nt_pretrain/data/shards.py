@@ -87,7 +87,7 @@ class Shard:
         Raises:
             DataError: the bytes cannot be read or are not those that were written.
         """
-        offset, size, crc = (int(self.index[number][name]) for name in ("offset", "size", "crc32"))
+        offset, size, crc = self.index[number].item()[:3]
         where = f"{self.path}: document {number} (bytes {offset} to {offset + size})"
         try:
             content = os.pread(self.descriptor, size, offset)
