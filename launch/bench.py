@@ -1,4 +1,5 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
+                                        launch/bench.py images [--jpegs FOLDER] [--repeats 7]
 
 `step` times one optimizer step of 4 x 256 tokens on one core, all variants interleaved in one process (each repeat runs
 every variant, every second repeat in reverse order), and prints CPU seconds, wall seconds, and the median of the ratios
@@ -9,11 +10,16 @@ within a repeat with their spread:
   update       one topology update of the M=3 model   against   the sparse step
 
 The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weights, as ours), fused AdamW and clipping.
+
+`images` times, in the same way, a JPEG to a random crop of 224 x 224, ours with each decoder against Pillow's decoding,
+crop and resize of the same boxes (what torchvision does). Without --jpegs the pictures are made here, 500 x 375 as
+ImageNet's are on average and 1600 x 1200.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import platform
 import statistics
@@ -21,7 +27,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from nt_pretrain.config.schema import (
@@ -32,6 +40,9 @@ from nt_pretrain.config.schema import (
     SparsitySection,
     TrainSection,
 )
+from nt_pretrain.counter_random import key_of
+from nt_pretrain.data import images
+from nt_pretrain.data.augment import random_box, training_picture
 from nt_pretrain.parallel.mesh import Ranks, connect, leave
 from nt_pretrain.train.state import TrainState, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
@@ -168,17 +179,84 @@ def bench_step(model: str, precision: str, repeats: int) -> dict[str, object]:
     return {"model": model, "precision": precision, "times": times, "ratios": ratios, "machine": platform.processor()}
 
 
+def made_jpegs(height: int, width: int, count: int = 16) -> list[bytes]:
+    """Pictures with about the bytes per pixel of photographs (0.25)."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    found = []
+    for _ in range(count):
+        coarse = Image.fromarray(draw.integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int64)
+        noisy = (smooth + draw.integers(-12, 13, (height, width, 1))).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noisy).save(file, "JPEG", quality=80)
+        found.append(file.getvalue())
+    return found
+
+
+def bench_images(name: str, jpegs: list[bytes], repeats: int) -> dict[str, object]:
+    """Print images per CPU-second of each way to decode and crop ``jpegs``; returns the timings for JSON."""
+    decoder = images.simplejpeg
+
+    def ours(chosen: object) -> Callable[[], None]:
+        def run() -> None:
+            images.simplejpeg = chosen
+            for sample, content in enumerate(jpegs):
+                training_picture(content, seed=0, epoch=0, sample=sample)
+            images.simplejpeg = decoder
+
+        return run
+
+    def pillow() -> None:
+        for sample, content in enumerate(jpegs):
+            with Image.open(io.BytesIO(content)) as image:
+                box = random_box(image.height, image.width, key_of(0, "picture", 0, sample))
+                part = image.convert("RGB").crop((box.left, box.top, box.left + box.width, box.top + box.height))
+            small = part.resize((224, 224), Image.Resampling.BILINEAR)
+            if sample % 2:
+                small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            torch.from_numpy(np.array(small))
+
+    variants = {"ours, with Pillow": ours(None), "Pillow alone": pillow}
+    if decoder is not None:
+        variants = {"ours, with simplejpeg": ours(decoder), **variants}
+    times = measure(variants, {}, repeats)
+    size = sum(map(len, jpegs)) / len(jpegs) / 1e3
+    print(f"{name}: {len(jpegs)} JPEGs of {size:.0f} kB on average to crops of 224, median of {repeats} rounds")
+    for variant, taken in times.items():
+        found = ratio(times, "Pillow alone", variant)
+        rate = len(jpegs) / statistics.median(cpu for cpu, _ in taken)
+        spread = f"{found['least']:.2f} to {found['largest']:.2f}"
+        print(f"  {variant:22s} {rate:7.0f} images per CPU-second, {found['cpu']:.2f} x Pillow alone ({spread})")
+    if decoder is None:
+        print("  simplejpeg is not installed (extra `images`): not timed")
+    return {"name": name, "times": times, "images": len(jpegs)}
+
+
+def jpeg_sets(folder: Path | None) -> dict[str, list[bytes]]:
+    """Name to files: those of a folder (at most 256 are read), or made ones of two sizes."""
+    if folder is None:
+        return {f"{width} x {height}": made_jpegs(height, width) for height, width in ((375, 500), (1200, 1600))}
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:256]
+    if not found:
+        raise SystemExit(f"{folder}: no .jpg or .jpeg files in it")
+    return {folder.name: [path.read_bytes() for path in found]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step"])
+    parser.add_argument("what", choices=["step", "images"])
     parser.add_argument("--model", choices=list(SHAPES), default="9m")
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jpegs", type=Path, help="folder of JPEG files for `images`")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
+    if options.what == "images":
+        results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
+    else:
+        results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     print("figures of the reference machine: docs/PERFORMANCE.md")

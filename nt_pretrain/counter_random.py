@@ -57,6 +57,11 @@ def distinct32(key: int, index: Tensor) -> Tensor:
     return _hash32(key, index).to(torch.int64) & 0xFFFFFFFF
 
 
+def uniform(key: int, index: Tensor) -> Tensor:
+    """Uniform variates in [0, 1) (fp64, multiples of 2**-53) for each int64 ``index``."""
+    return ((bits64(key, index) >> 11) & ((1 << 53) - 1)).to(torch.float64).mul_(2.0**-53)
+
+
 def exponential(key: int, index: Tensor) -> Tensor:
     """Exponential(1) variates (fp32, positive) for each int64 ``index``."""
     # 23 bits and a half fill the 24 of an fp32 number; one more would round the largest up to 1, whose log is 0.

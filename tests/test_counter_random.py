@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nt_pretrain.counter_random import bits31, bits64, distinct32, exponential, key_of, mix64, normal
+from nt_pretrain.counter_random import bits31, bits64, distinct32, exponential, key_of, mix64, normal, uniform
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.scores import code, soft_magnitude_codes
 from nt_pretrain.sparsity.topology import Held, empty_layer
@@ -28,7 +28,7 @@ def test_mix64_is_the_splitmix_finaliser():
 
 
 def test_values_do_not_depend_on_what_is_computed_beside_them():
-    for draw in (bits31, bits64, distinct32, exponential, normal):
+    for draw in (bits31, bits64, distinct32, exponential, normal, uniform):
         whole = draw(7, INDEX)
         pieces = torch.cat([draw(7, part) for part in INDEX.split([1, 12_345, 7, 100_000, 87_647])])
         assert torch.equal(whole, pieces), draw.__name__
@@ -48,6 +48,9 @@ def test_moments():
     assert abs(float(values.mean())) < 0.01
     assert abs(float(values.std()) - 1) < 0.01
     assert abs(float((values**4).mean()) - 3) < 0.1
+    even = uniform(1, INDEX)
+    assert abs(float(even.mean()) - 0.5) < 0.005 and abs(float(even.std()) - 12**-0.5) < 0.005
+    assert float(even.min()) >= 0 and float(even.max()) < 1
     waits = exponential(1, INDEX)
     assert abs(float(waits.mean()) - 1) < 0.01 and float(waits.min()) > 0
     assert abs(float((waits < math.log(2)).float().mean()) - 0.5) < 0.01

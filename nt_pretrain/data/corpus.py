@@ -35,6 +35,10 @@ class Split:
             DataError: it is not there, or holds tokens of another tokenizer.
         """
         manifest = read_manifest(folder)
+        if manifest.format == "images":
+            raise DataError(
+                f"{folder} holds pictures, and this model is trained on text; set data.path to prepared text"
+            )
         if manifest.format == "tokens" and manifest.tokenizer != tokenizer.sha256:
             raise DataError(
                 f"{folder} holds tokens of another tokenizer (sha256 {manifest.tokenizer[:16]}..., the run's is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,8 +36,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         DataError: something is at ``path`` already; nothing of it is touched.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise DataError(f"{path} exists and was not made by this command; choose another --out, or delete it yourself")
+    _free(path)
     unfinished = path.absolute().with_name(path.absolute().name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -48,6 +48,47 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     _sync_folder(path.absolute().parent)
+
+
+@contextmanager
+def resumed_folder(path: Path, plan: str) -> Iterator[Path]:
+    """As :func:`whole_folder`, for work of hours: what is in the folder when the block ends early stays for next time.
+
+    Args:
+        plan: a digest of all that decides what the folder will hold; work begun under another is not taken up.
+
+    Raises:
+        DataError: something is at ``path`` already, was begun under another plan, or is being made by another process.
+    """
+    _free(path)
+    unfinished = path.absolute().with_name(path.absolute().name + ".partial")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with (unfinished / "plan").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{unfinished} is being filled by another command; wait for it, or end it") from None
+        file.seek(0)
+        begun = file.read()
+        if begun not in ("", plan):
+            raise DataError(
+                f"{unfinished} was begun from other inputs or with other options; give those again to go on "
+                "with it, or delete it to begin anew"
+            )
+        if not begun:
+            file.write(plan)
+            file.flush()
+        yield unfinished
+        _sync_folder(unfinished)
+        unfinished.rename(path)
+        # Only now: a kill before the rename must not leave a folder that any plan would take up.
+        (path / "plan").unlink()
+    _sync_folder(path.absolute().parent)
+
+
+def _free(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise DataError(f"{path} exists and was not made by this command; choose another --out, or delete it yourself")
 
 
 def _sync_folder(path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from nt_pretrain.data.errors import DataError
 
 FILE = "manifest.json"
-Format = Literal["text", "tokens"]
+Format = Literal["text", "tokens", "images"]
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: file name, documents, bytes and hash of the tar, hash of its index."""
+    """One shard: file name, documents (or pictures), bytes and hash of the tar, hash of its index."""
 
     name: str
     documents: int
@@ -37,8 +37,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens.
+    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens, ``classes`` and
+    ``class_names`` unless they hold pictures.
 
+    ``classes`` are sorted; a picture's label is a place in them. ``class_names`` are for people, one a class or none.
     ``problems`` counts what was left out of the sources, or mended, for both splits together.
     """
 
@@ -53,6 +55,8 @@ class Manifest:
     tokenizer: str = ""
     dtype: str = ""
     problems: dict[str, int] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
 
     @property
     def documents(self) -> int:
@@ -83,13 +87,15 @@ def read_manifest(folder: Path) -> Manifest:
         content["sources"] = [_source(entry) for entry in content["sources"]]
         found = Manifest(**content)
     except FileNotFoundError:
-        raise DataError(f"{folder} is not prepared: {path} is missing; make it with launch/prepare.py text") from None
+        raise DataError(
+            f"{folder} is not prepared: {path} is missing; make it with launch/prepare.py text or images"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a manifest of this version ({error}); prepare the text again") from None
+        raise DataError(f"{path} is not a manifest of this version ({error}); prepare the data again") from None
     if derived["fingerprint"] != found.fingerprint:
         raise DataError(f"{path} was changed after it was written: its fingerprint does not fit its shards")
     if not found.shards:
-        raise DataError(f"{folder} holds no documents; prepare more text, or a larger --validation-share")
+        raise DataError(f"{folder} holds no documents; prepare more, or a larger --validation-share")
     return found
 
 

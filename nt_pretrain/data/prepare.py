@@ -110,6 +110,15 @@ def check_same(inputs: list[Path], out: Path, recipe: Recipe) -> None:
         before = [f"{source.name} ({source.bytes:,} bytes)" for source in made.sources]
         sizes = [(path.resolve().name, sum(file.stat().st_size for file in find_files(path))) for path in inputs]
         found.append(("inputs", ", ".join(before), ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes)))
+    refuse_different(out, found)
+
+
+def refuse_different(out: Path, found: list[tuple[str, str, str]]) -> None:
+    """Compare (what, as ``out`` was made, as it is wanted now).
+
+    Raises:
+        DataError: naming what differs.
+    """
     different = [f"  {what}: {before} -> {now}" for what, before, now in found if before != now]
     if different:
         raise DataError(

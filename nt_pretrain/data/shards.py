@@ -2,7 +2,8 @@
 
 A shard is a plain WebDataset tar: members ``00000000.jsonl`` hold up to 256 rows ``{"text": ...}``, members
 ``00000000.tokens`` up to 256 documents of token numbers. ``NAME.idx.npy`` beside it holds offset, size and CRC-32 of
-every document inside the tar, so a document is one positioned read, whatever came before.
+every document inside the tar, so a document is one positioned read, whatever came before. Shards of pictures
+(``image_shards``) have an index with a label more and are read in the same way, a picture in the place of a document.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nt_pretrain.data.files import whole_file
 
 DOCUMENTS_PER_MEMBER = 256
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
+LABELLED = np.dtype([*INDEX.descr, ("label", "<u4")])
 
 
 def index_path(shard: Path) -> Path:
@@ -66,7 +68,7 @@ class Shard:
         """
         try:
             index = np.load(index_path(path), mmap_mode="r")
-            if index.dtype != INDEX or index.ndim != 1:
+            if index.dtype not in (INDEX, LABELLED) or index.ndim != 1:
                 raise ValueError(f"{index_path(path).name} is no index of documents")
             descriptor = os.open(path, os.O_RDONLY)
         except (OSError, ValueError) as error:
@@ -85,7 +87,7 @@ class Shard:
         Raises:
             DataError: the bytes cannot be read or are not those that were written.
         """
-        offset, size, crc = (int(value) for value in self.index[number])
+        offset, size, crc = self.index[number].item()[:3]
         where = f"{self.path}: document {number} (bytes {offset} to {offset + size})"
         try:
             content = os.pread(self.descriptor, size, offset)

@@ -10,7 +10,7 @@ from nt_pretrain.data.prepare import SPLITS, Progress
 from nt_pretrain.data.shards import Shard, index_path
 
 NAMED = 3
-"""Damaged documents named of one shard; the rest is counted."""
+"""Damaged documents or pictures named of one shard; the rest is counted."""
 
 
 def verify(corpus: Path, progress: Progress) -> list[str]:
@@ -23,9 +23,10 @@ def verify(corpus: Path, progress: Progress) -> list[str]:
     total, done = sum(_bytes(manifest) for manifest in manifests.values()), 0
     wrong: list[str] = []
     for split, manifest in manifests.items():
+        what = "picture" if manifest.format == "images" else "document"
         for entry in manifest.shards:
             progress(f"checking {entry.name} (bytes)", done, total)
-            wrong += _problems(corpus / split / entry.name, entry)
+            wrong += _problems(corpus / split / entry.name, entry, what)
             done += entry.bytes
     progress("checking (bytes)", total, total)
     return wrong
@@ -35,7 +36,7 @@ def _bytes(manifest: Manifest) -> int:
     return sum(entry.bytes for entry in manifest.shards)
 
 
-def _problems(shard: Path, entry: ShardEntry) -> list[str]:
+def _problems(shard: Path, entry: ShardEntry, what: str) -> list[str]:
     found = []
     for file, sha256 in ((index_path(shard), entry.index_sha256), (shard, entry.sha256)):
         if not file.exists():
@@ -43,11 +44,11 @@ def _problems(shard: Path, entry: ShardEntry) -> list[str]:
         elif file_sha256(file) != sha256:
             found.append(f"{file}: is not what the manifest lists (sha256)")
     damaged_only = found and found == [f"{shard}: is not what the manifest lists (sha256)"]
-    return found + _damaged_documents(shard) if damaged_only else found
+    return found + _damaged(shard, what) if damaged_only else found
 
 
-def _damaged_documents(path: Path) -> list[str]:
-    """With a sound index, the documents that are hit; none if the damage lies between them."""
+def _damaged(path: Path, what: str) -> list[str]:
+    """With a sound index, the documents or pictures that are hit; none if the damage lies between them."""
     shard = Shard.open(path)
     damaged = []
     for number in range(len(shard)):
@@ -55,7 +56,7 @@ def _damaged_documents(path: Path) -> list[str]:
             shard.document(number)
         except DataError:
             offset = int(shard.index[number]["offset"])
-            damaged.append(f"  document {number} at byte {offset} is damaged")
+            damaged.append(f"  {what} {number} at byte {offset} is damaged")
     shard.close()
     more = [f"  and {len(damaged) - NAMED:,} more"] if len(damaged) > NAMED else []
     return damaged[:NAMED] + more

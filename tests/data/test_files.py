@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.files import whole_file, whole_folder
+from nt_pretrain.data.files import resumed_folder, whole_file, whole_folder
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -62,3 +62,26 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "folder") as folder:
         (folder / "inside").touch()
     assert (tmp_path / "folder" / "inside").exists()
+
+
+def test_a_resumed_folder_keeps_what_an_interruption_left(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), resumed_folder(out, "plan a") as folder:
+        (folder / "first").touch()
+        raise KeyboardInterrupt
+    assert not out.exists()
+    with (
+        pytest.raises(DataError, match=r"out\.partial was begun from other inputs or with other options"),
+        resumed_folder(out, "plan b"),
+    ):
+        pass
+    with resumed_folder(out, "plan a") as folder:
+        assert (folder / "first").exists()
+        with (
+            pytest.raises(DataError, match=r"out\.partial is being filled by another command"),
+            resumed_folder(out, "plan a"),
+        ):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "first"]
+    with pytest.raises(DataError, match="exists and was not made by this command"), resumed_folder(out, "plan a"):
+        pass
