@@ -31,6 +31,7 @@ def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_killed_torchrun_and_the_same_command_at_once(corpus: Corpus, undisturbed: Path) -> None:
     """Its ranks live on: they notice and save; the second start waits for them and goes on."""
@@ -47,6 +48,7 @@ def test_a_killed_torchrun_and_the_same_command_at_once(corpus: Corpus, undistur
     launches.assert_same_run(undisturbed, folder, 40)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_two_starts_in_one_run_directory(corpus: Corpus, undisturbed: Path) -> None:
     folder = undisturbed.parent / "twice"
@@ -151,6 +153,7 @@ def test_moments_kept_warm_do_not_move_weights_once_they_are_not(corpus: Corpus,
             assert not weight[flags == 0].any(), key
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_tensorboard_of_a_run_killed_before_its_first_checkpoint(corpus: Corpus, undisturbed: Path) -> None:
     folder = undisturbed.parent / "early"
