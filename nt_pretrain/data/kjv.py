@@ -46,6 +46,7 @@ def chapters(code: str) -> Iterator[str]:
     """
     try:
         call = next(node.value for node in ast.parse(code).body if isinstance(node, ast.Assign))
+        # Whatever is no call has no args, which is the error below.
         text, starts, ends = (ast.literal_eval(argument) for argument in call.args[1:4])  # type: ignore[attr-defined]
     except (StopIteration, AttributeError, ValueError, SyntaxError) as error:
         raise DataError(f"{PACKAGE}: {_MEMBER} is not laid out as expected: {error}") from None

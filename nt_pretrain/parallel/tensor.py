@@ -49,6 +49,7 @@ def cut(root: Trunk | Head, mesh: DeviceMesh) -> None:
     if isinstance(root, Head):
         _place(root.output, mesh, Shard(0))
         replace_forward(root.output, partial(_logits, root.output, group))
+        # A method of this head alone, as replace_forward does for forward.
         root.loss_sum = partial(_loss_sum, root.output, group)  # type: ignore[method-assign]
 
 

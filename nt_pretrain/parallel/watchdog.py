@@ -58,6 +58,7 @@ class Watchdog:
     def __init__(self, ranks: Ranks, timeout_seconds: float, tell: Callable[[str, bool], None] | None = None) -> None:
         self._ranks, self._timeout, self._tell = ranks, timeout_seconds, tell or _tell
         self._groups = groups_of(ranks)
+        # torch's type stubs lack clone() and, below, the sequence number.
         self._store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self._store.set_timeout(datetime.timedelta(seconds=ANSWER_SECONDS))
         self._place: tuple[int, str, float] = (0, "starting", time.monotonic())

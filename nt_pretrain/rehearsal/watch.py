@@ -111,7 +111,7 @@ class Watch(TorchDispatchMode):
         group = next(_group(each) for each in args if isinstance(each, torch.ScriptObject) and _is_group(each))
         ranks = dist.get_world_size(group)
         if name not in PART_OF_A_RANK:
-            raise NotImplementedError(f"no rule for what {name} sends")
+            raise ValueError(f"no rule for what {name} sends; add one to PART_OF_A_RANK")
         tensors = [each for each in tree_leaves(args[PART_OF_A_RANK[name]]) if isinstance(each, Tensor)]
         part = sum(each.numel() * each.element_size() for each in tensors)
         sent = 2 * (ranks - 1) * part // ranks if name == "allreduce_" else (ranks - 1) * part
@@ -129,7 +129,7 @@ def _group(script: torch.ScriptObject) -> dist.ProcessGroup:
 
 @contextmanager
 def _resizes_told_to(see: Any) -> Iterator[None]:
-    """Storages are resized behind the dispatcher's back."""
+    """Storages are resized behind the dispatcher's back and torch has no hook for it, so their method is replaced."""
     resize = torch.UntypedStorage.resize_
 
     def told(storage: torch.UntypedStorage, size: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nt_pretrain.observe.log import Console
 from nt_pretrain.observe.meters import Meter
 from nt_pretrain.observe.record import Recorder
-from nt_pretrain.observe.rundir import RunDir, Status
+from nt_pretrain.observe.rundir import RunDir, State, Status
 
 
 class Observer:
@@ -83,7 +83,7 @@ class Observer:
     def stopping(self, step: int, reason: str) -> None:
         self._event("stop", step, reason, {}, echo=f"stopping after step {step:,}: {reason}")
 
-    def ended(self, state: str, step: int, exit_code: int, message: str) -> None:
+    def ended(self, state: State, step: int, exit_code: int, message: str) -> None:
         """The last word: status and event. Only a save that was in flight may still be told of."""
         self._event("end", step, message, {"state": state, "exit_code": exit_code})
         self._status(state, step, exit_code, message)
@@ -102,11 +102,11 @@ class Observer:
         if echo:
             self._console.event(echo, level=level)
 
-    def _status(self, state: str, step: int, exit_code: int | None, message: str) -> None:
+    def _status(self, state: State, step: int, exit_code: int | None, message: str) -> None:
         if self._recorder is None:
             return
         status = Status(
-            state=state,  # type: ignore[arg-type]
+            state=state,
             step=step,
             total_steps=self._total_steps,
             exit_code=exit_code,

@@ -20,17 +20,17 @@ def on_all(ranks: Ranks, action: Callable[[], Value]) -> Value:
     Raises:
         DataError: on every rank, if any rank had one; it says which.
     """
-    value: Value | None = None
+    made: list[Value] = []
     problem = ""
     try:
-        value = action()
+        made.append(action())
     except DataError as error:
         problem = str(error)
     failed = torch.tensor([bool(problem)], dtype=torch.int64)
     dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=ranks.control)
     if failed.item():
         raise DataError(_words(problem, ranks))
-    return value  # type: ignore[return-value]
+    return made[0]
 
 
 def _words(problem: str, ranks: Ranks) -> str:
