@@ -5,3 +5,11 @@ from __future__ import annotations
 
 class DataError(Exception):
     """Data cannot be read, is not what it was, or does not fit the run. The command line exits with code 3."""
+
+
+class BadInput(DataError):
+    """Input that a run can do without, up to ``data.max_bad_fraction``; ``kind`` is what it is counted under."""
+
+    def __init__(self, kind: str, words: str) -> None:
+        super().__init__(words)
+        self.kind = kind
