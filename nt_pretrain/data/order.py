@@ -9,22 +9,61 @@ known without what came before.
 from __future__ import annotations
 
 import hashlib
+from array import array
+from dataclasses import dataclass
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+CHUNK = 1 << 15
+"""Documents digested at once: their temporaries stay in the core's cache."""
 
 
 def permutation(count: int, *key: object) -> np.ndarray:
     """A permutation of ``range(count)`` (int64) that is a function of ``count`` and ``key`` on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        x = np.arange(count, dtype=np.uint64) * _GOLDEN + np.uint64(int.from_bytes(digest[:8], "little") & _MASK)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return np.argsort(x, kind="stable")
+        x = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN)
+        x += np.uint64(int.from_bytes(digest[:8], "little") & _MASK)
+        return np.argsort(_mixed(x), kind="stable")
+
+
+def digest_of(number: int) -> int:
+    """splitmix64 of a global document number, in [0, 2**64): what it adds to the digest of all that were read."""
+    x = (number + _GOLDEN) & _MASK
+    x = ((x ^ (x >> 30)) * _FIRST) & _MASK
+    x = ((x ^ (x >> 27)) * _SECOND) & _MASK
+    return x ^ (x >> 31)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser (Steele, Lea, Flood, OOPSLA 2014) of uint64 values, in place."""
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(_FIRST)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(_SECOND)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Shards of an epoch in their order; the number of documents up to the end of each, and before each."""
+
+    shards: np.ndarray
+    ends: np.ndarray
+    starts: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Shard and document of each place of a window. Python's own arrays: those of numpy are slow to index, lists large."""
+
+    epoch: int
+    number: int
+    shards: array[int]
+    documents: array[int]
 
 
 class Order:
@@ -40,10 +79,11 @@ class Order:
     def __init__(self, shard_sizes: list[int], seed: int, lanes: int, window: int) -> None:
         self.lanes, self.window = lanes, window
         self._sizes, self._seed = np.asarray(shard_sizes, dtype=np.int64), seed
+        self._before = np.cumsum(self._sizes) - self._sizes
         self._documents = int(self._sizes.sum())
         assert 1 <= lanes <= self._documents, f"{lanes} lanes, {self._documents} documents"
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._windows: dict[int, tuple[int, int, np.ndarray]] = {}
+        self._epochs: dict[int, _Line] = {}
+        self._windows: dict[int, _Window] = {}
 
     def lane_bounds(self, lane: int) -> tuple[int, int]:
         """First and last-plus-one document of ``lane`` in the line of an epoch; the same in every epoch."""
@@ -55,25 +95,60 @@ class Order:
 
     def document(self, epoch: int, lane: int, position: int) -> tuple[int, int]:
         """(shard, document in it) at ``position`` of ``lane`` in ``epoch``."""
-        first, stop = self.lane_bounds(lane)
         number, inside = divmod(position, self.window)
-        known = self._windows.get(lane)
-        if known is None or known[:2] != (epoch, number):
-            length = min(self.window, stop - first - number * self.window)
-            known = epoch, number, permutation(length, self._seed, "window", epoch, lane, number)
-            self._windows[lane] = known
-        shards, ends = self._line(epoch)
-        place = first + number * self.window + int(known[2][inside])
-        slot = int(np.searchsorted(ends, place, side="right"))
-        shard = int(shards[slot])
-        return shard, place - (int(ends[slot]) - int(self._sizes[shard]))
+        window = self._windows.get(lane)
+        if window is None or window.number != number or window.epoch != epoch:
+            window = self._windows[lane] = self._window(epoch, lane, number)
+        return window.shards[inside], window.documents[inside]
 
-    def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shards of an epoch in their order, and the number of documents up to the end of each."""
+    def number(self, shard: int, document: int) -> int:
+        """The global number of a document: its place in the corpus as the manifest lists it."""
+        return int(self._before[shard]) + document
+
+    def shards_of_window(self, epoch: int, lane: int, number: int) -> list[int]:
+        """Shards that window ``number`` of a lane reads from, in the order of the epoch; none after its last window."""
+        first, stop = self.lane_bounds(lane)
+        start, end = first + number * self.window, min(first + (number + 1) * self.window, stop)
+        if start >= end:
+            return []
+        line = self._line(epoch)
+        low, high = np.searchsorted(line.ends, [start, end - 1], side="right")
+        return [int(shard) for shard in line.shards[low : high + 1] if self._sizes[shard]]
+
+    def lane_digest(self, epoch: int, lane: int) -> int:
+        """Sum modulo 2**64 of :func:`digest_of` over the numbers of all documents of a lane in an epoch.
+
+        Who has read the lane and added up the digests of what came has read each document once if the sums agree.
+        """
+        line, (first, stop) = self._line(epoch), self.lane_bounds(lane)
+        # From a place in the line to the number: a difference for each shard.
+        difference = self._before[line.shards] - line.starts
+        total = 0
+        with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+            for start in range(first, stop, CHUNK):
+                end = min(start + CHUNK, stop)
+                low, high = np.searchsorted(line.ends, [start, end - 1], side="right")
+                slots = slice(low, high + 1)
+                counts = np.minimum(line.ends[slots], end) - np.maximum(line.starts[slots], start)
+                numbers = np.arange(start, end) + np.repeat(difference[slots], counts)
+                total += int(_mixed(numbers.astype(np.uint64) + np.uint64(_GOLDEN)).sum())
+        return total & _MASK
+
+    def _window(self, epoch: int, lane: int, number: int) -> _Window:
+        first, stop = self.lane_bounds(lane)
+        start = first + number * self.window
+        places = start + permutation(min(self.window, stop - start), self._seed, "window", epoch, lane, number)
+        line = self._line(epoch)
+        slots = np.searchsorted(line.ends, places, side="right")
+        shards, documents = line.shards[slots], places - line.starts[slots]
+        return _Window(epoch, number, array("q", shards.tobytes()), array("q", documents.tobytes()))
+
+    def _line(self, epoch: int) -> _Line:
         if epoch not in self._epochs:
             # Lanes end an epoch at different times, so two are in use at once; more are never needed for long.
             while len(self._epochs) >= 4:
                 self._epochs.pop(min(self._epochs))
             shards = permutation(len(self._sizes), self._seed, "shards", epoch)
-            self._epochs[epoch] = shards, np.cumsum(self._sizes[shards])
+            ends = np.cumsum(self._sizes[shards])
+            self._epochs[epoch] = _Line(shards, ends, ends - self._sizes[shards])
         return self._epochs[epoch]

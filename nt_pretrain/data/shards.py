@@ -8,22 +8,31 @@ every document inside the tar, so a document is one positioned read, whatever ca
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import struct
 import tarfile
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.errors import BadInput
 from nt_pretrain.data.files import whole_file
 
 DOCUMENTS_PER_MEMBER = 256
 INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
 LABELLED = np.dtype([*INDEX.descr, ("label", "<u4")])
+ATTEMPTS, SECONDS_BETWEEN = 3, 0.2
+"""Of reads that the system refuses; a network disk may answer the next."""
+CHECK_VERIFY = "check it with launch/prepare.py verify"
+_ROW = struct.Struct("<QII")
+"""Offset, size and CRC-32 of a row of either index."""
 
 
 def index_path(shard: Path) -> Path:
@@ -53,27 +62,53 @@ def write_shard(path: Path, documents: Sequence[bytes], extension: str) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that can be read at any document. Reads are positioned, so processes may share the open file."""
+    """A shard that can be read at any document. Reads are positioned, so processes may share the open file.
+
+    The index is held in memory (16 bytes a document, 20 a picture): a file mapped into memory that somebody cuts off
+    kills the process that looks at it.
+
+    Attributes:
+        index: rows of dtype INDEX or LABELLED.
+        size: bytes of the tar when it was opened.
+        rows, first, row_bytes: the bytes of the index file, where its rows begin in them, and bytes of a row.
+    """
 
     path: Path
     index: np.ndarray
     descriptor: int
+    size: int
+    rows: bytes
+    first: int
+    row_bytes: int
 
     @staticmethod
-    def open(path: Path) -> Shard:
-        """Open a shard and its index.
+    def open(path: Path, *, bytes: int | None = None, index_sha256: str | None = None) -> Shard:
+        """Open a shard and its index, and check both as far as can be done without reading the shard.
+
+        Args:
+            bytes: size of the tar by the manifest.
+            index_sha256: hash of the index file by the manifest.
 
         Raises:
-            DataError: one of them is missing or damaged.
+            BadInput: one of them is missing, cannot be read, or is not what the manifest lists.
         """
         try:
-            index = np.load(index_path(path), mmap_mode="r")
-            if index.dtype not in (INDEX, LABELLED) or index.ndim != 1:
-                raise ValueError(f"{index_path(path).name} is no index of documents")
             descriptor = os.open(path, os.O_RDONLY)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be opened: {error}; check it with launch/prepare.py verify") from None
-        return Shard(path, index, descriptor)
+        except OSError as error:
+            raise _not_opened(path, error) from None
+        try:
+            size = os.fstat(descriptor).st_size
+            if bytes is not None and size != bytes:
+                raise BadInput(
+                    "changed shard",
+                    f"{path}: has {size:,} bytes, the manifest says {bytes:,}; it was changed or cut off after it was "
+                    "prepared. Copy it again, or prepare the data again",
+                )
+            index, rows, first = _read_index(path, size, index_sha256, whole=bytes is not None)
+            return Shard(path, index, descriptor, size, rows, first, index.dtype.itemsize)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def __len__(self) -> int:
         return len(self.index)
@@ -85,18 +120,111 @@ class Shard:
         """The encoded document ``number`` of the shard.
 
         Raises:
-            DataError: the bytes cannot be read or are not those that were written.
+            BadInput: the bytes cannot be read or are not those that were written.
         """
-        offset, size, crc = self.index[number].item()[:3]
-        where = f"{self.path}: document {number} (bytes {offset} to {offset + size})"
+        assert 0 <= number < len(self.index), f"document {number} of {len(self.index)}"
+        offset, size, crc = _ROW.unpack_from(self.rows, self.first + number * self.row_bytes)
+        if offset + size > self.size:  # before the read: it would ask for up to 4 GB of memory
+            raise self._damaged(number, "truncated shard", "the file ends before it")
         try:
             content = os.pread(self.descriptor, size, offset)
         except OSError as error:
-            raise DataError(f"{where} cannot be read: {error}") from None
-        if len(content) != size or zlib.crc32(content) != crc:
-            reason = "the file ends before it" if len(content) != size else "its checksum is not that of the index"
-            raise DataError(
-                f"{where} is damaged: {reason}. Run launch/prepare.py verify on the corpus and prepare it again, or "
-                "copy this file again."
-            )
+            content = self._read_again(number, error)
+        if len(content) != size:
+            content = self._rest(number, content)
+        if zlib.crc32(content) != crc:
+            raise self._damaged(number, "damaged document", "its checksum is not that of the index")
         return content
+
+    def _read_again(self, number: int, error: OSError) -> bytes:
+        offset, size, _ = _ROW.unpack_from(self.rows, self.first + number * self.row_bytes)
+        for _ in range(ATTEMPTS - 1):
+            time.sleep(SECONDS_BETWEEN)
+            try:
+                return os.pread(self.descriptor, size, offset)
+            except OSError as again:
+                error = again
+        words = f"{self._where(number)} cannot be read: {error} ({ATTEMPTS} attempts)"
+        raise BadInput("unreadable", words) from None
+
+    def _rest(self, number: int, content: bytes) -> bytes:
+        """All of a document of which a read returned ``content``: Linux reads at most 2 GB at once."""
+        offset, size, _ = _ROW.unpack_from(self.rows, self.first + number * self.row_bytes)
+        parts, got = [content], len(content)
+        while got < size:
+            try:
+                parts.append(os.pread(self.descriptor, size - got, offset + got))
+            except OSError as error:
+                raise BadInput("unreadable", f"{self._where(number)} cannot be read: {error}") from None
+            if not parts[-1]:
+                raise self._damaged(number, "truncated shard", "the file ends before it")
+            got += len(parts[-1])
+        return b"".join(parts)
+
+    def _where(self, number: int) -> str:
+        offset, size, _ = _ROW.unpack_from(self.rows, self.first + number * self.row_bytes)
+        return f"{self.path}: document {number} (bytes {offset} to {offset + size})"
+
+    def _damaged(self, number: int, kind: str, reason: str) -> BadInput:
+        return BadInput(
+            kind,
+            f"{self._where(number)} is damaged: {reason}. Run launch/prepare.py verify on the corpus and prepare it "
+            "again, or copy this file again.",
+        )
+
+
+def _read_index(path: Path, size: int, sha256: str | None, *, whole: bool) -> tuple[np.ndarray, bytes, int]:
+    """Rows of a shard's index, the bytes of the file, and where the rows begin in them.
+
+    Args:
+        size: bytes of the tar.
+        whole: the tar is known to be whole, so a document outside it is the index's fault.
+    """
+    file = index_path(path)
+    try:
+        with file.open("rb") as opened:
+            dtype, count = _header(opened)
+            first, length = opened.tell(), os.fstat(opened.fileno()).st_size
+            # All this before anything as long as the file claims is put into memory.
+            if count > size or length != first + count * dtype.itemsize:
+                raise ValueError(f"{file.name} is no index of documents: {length:,} bytes for {count:,} rows")
+            opened.seek(0)
+            content = opened.read(length)
+    except OSError as error:
+        raise _not_opened(path, error) from None
+    except ValueError as error:
+        raise _damaged_index(path, str(error)) from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise _damaged_index(path, f"{file.name} is not what the manifest lists (sha256)")
+    index = np.frombuffer(content, dtype, offset=first)
+    if whole and len(index):
+        offsets = index["offset"]
+        outside = (offsets > size) | (offsets + index["size"] > size)
+        if outside.any():
+            number = int(outside.argmax())
+            where = f"bytes {offsets[number]} to {int(offsets[number]) + int(index['size'][number])}"
+            raise _damaged_index(path, f"{file.name} puts document {number} at {where} of {size}")
+    return index, content, first
+
+
+def _header(file: BinaryIO) -> tuple[np.dtype[np.void], int]:
+    """Type and number of rows of an index file, which is left at its first row.
+
+    Raises:
+        ValueError: it is no index.
+    """
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype not in (INDEX, LABELLED) or len(shape) != 1:
+        raise ValueError(f"{Path(file.name).name} is no index of documents")
+    return dtype, shape[0]
+
+
+def _not_opened(path: Path, error: OSError) -> BadInput:
+    kind = "missing shard" if isinstance(error, FileNotFoundError) else "unreadable"
+    return BadInput(kind, f"{path}: cannot be opened: {error}; {CHECK_VERIFY}")
+
+
+def _damaged_index(path: Path, reason: str) -> BadInput:
+    return BadInput("damaged index", f"{path}: cannot be opened: {reason}; {CHECK_VERIFY}")

@@ -37,7 +37,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens (int32) of ``text``, closed by the end-of-document token."""
-        return np.asarray([*self.processor.encode(text), self.end], dtype=np.int32)
+        found: np.ndarray = self.processor.encode(text, out_type="numpy", add_eos=True)
+        return found
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
