@@ -87,7 +87,7 @@ class Remote:
         elif size <= at_most:
             content = b"".join(self.read(name, at, min(at + CHUNK, size)) for at in range(0, size, CHUNK))
         if size > at_most:
-            raise DataError(f"{self._words(name)}: has {size:,} bytes, and more than {at_most:,} are not read at once")
+            raise DataError(f"{self.shown(name)}: has {size:,} bytes, and more than {at_most:,} are not read at once")
         return content
 
     def size(self, name: str) -> int | None:
@@ -143,7 +143,7 @@ class Remote:
             if size is not None and size < stop:
                 raise BadInput(
                     "changed shard",
-                    f"{self._words(name)}: ends at byte {size:,}, and bytes {start:,} to {stop:,} are needed; "
+                    f"{self.shown(name)}: ends at byte {size:,}, and bytes {start:,} to {stop:,} are needed; "
                     "it is not the file that the manifest lists",
                 )
         hint = "; the server may not support range requests" if len(content) > stop - start else ""
@@ -170,9 +170,7 @@ class Remote:
             assert state.outcome is not None
             error = state.outcome.exception()
             assert error is not None
-            self.note(
-                "retried read", f"{self._words(name)}: {span}: {in_words(error)} (attempt {state.attempt_number})"
-            )
+            self.note("retried read", f"{self.shown(name)}: {span}: {in_words(error)} (attempt {state.attempt_number})")
 
         retrying = Retrying(
             stop=stop_after_attempt(self.patience.retries + 1),
@@ -187,16 +185,16 @@ class Remote:
             final = lasting(error)
             if final is not None:
                 kind, words = final
-                raise BadInput(kind, f"{self._words(name)}: {words}") from None
+                raise BadInput(kind, f"{self.shown(name)}: {words}") from None
             if not may_pass(error):
                 raise
             attempts = self.patience.retries + 1
             raise BadInput(
                 "unreachable shard",
-                f"{self._words(name)}: {span} could not be read in {attempts} attempts; the last: {in_words(error)}",
+                f"{self.shown(name)}: {span} could not be read in {attempts} attempts; the last: {in_words(error)}",
             ) from None
 
-    def _words(self, name: str) -> str:
+    def shown(self, name: str) -> str:
         """The file's URL as it may be shown: without user and password."""
         return re.sub(r"//[^/@]*@", "//", f"{self.url}/{name}")
 

@@ -73,7 +73,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status, as aiohttp or gcsfs name it. Parser errors of aiohttp have a ``code`` too, which the server never sent."""
+    """The HTTP status, as aiohttp or gcsfs name it. aiohttp's parser errors have a ``code`` that no server sent."""
     value = getattr(error, "code" if type(error).__name__ == "HttpError" else "status", None)
     return value if isinstance(value, int) else None
 
