@@ -15,6 +15,7 @@ from typing import Any
 from nt_pretrain.data.cache_folder import Folder
 from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.remote import Remote
+from nt_pretrain.data.remote_errors import CHANGED, UNREACHABLE
 
 AHEAD = 256
 """Shards that may wait to be fetched ahead; what is asked for beyond is fetched when it is needed."""
@@ -30,8 +31,8 @@ class CacheFull(OSError):
 class Cache:
     """A bounded folder of verified copies, shared by all processes of a machine.
 
-    A shard is downloaded by one process while the others wait, appears complete and verified or not at all, and goes when
-    room is needed and it was used longest ago. Files of the folder that are not the cache's are left alone.
+    A shard is downloaded by one process while the others wait, appears complete and verified or not at all, and is
+    deleted when room is needed and it was used longest ago. Files that are not the cache's are left alone.
 
     Args:
         limit_bytes: what complete shards and those on their way take together; the same in all processes.
@@ -94,16 +95,22 @@ class Cache:
             words = f"{remote.shown(name)}: sha256 {found[:12]}... came, and the manifest lists {sha256[:12]}..."
             # Bits that fell over on the way do not fall twice alike.
             if found in seen:
-                raise BadInput("changed shard", f"{words} ({size:,} bytes, downloaded {attempt} times)")
+                raise BadInput(CHANGED, f"{words} ({size:,} bytes, downloaded {attempt} times)")
             seen.add(found)
             remote.note("retried read", f"{words} (attempt {attempt})")
-        raise BadInput("unreachable shard", f"{words}; every one of {attempt} downloads brought other bytes")
+        raise BadInput(UNREACHABLE, f"{words}; every one of {attempt} downloads brought other bytes")
 
     def _fill(self, remote: Remote, name: str, size: int, key: str) -> None:
         for _ in range(_EVICTIONS):
             self._folder.make_room(key, size)
             try:
                 return remote.fetch(name, self._folder.part(key, size), size)
+            except BadInput as error:
+                # A part is worth keeping only for a server that may come back.
+                part = self._folder.part(key, size)
+                if error.kind != UNREACHABLE or not part.stat().st_size:
+                    part.unlink()
+                raise
             except OSError as error:
                 if error.errno not in _FULL:
                     raise

@@ -16,7 +16,7 @@ import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from nt_pretrain.data.errors import BadInput, DataError
-from nt_pretrain.data.remote_errors import in_words, lasting, may_pass
+from nt_pretrain.data.remote_errors import CHANGED, UNREACHABLE, in_words, lasting, may_pass
 
 CHUNK = 8_000_000
 """Bytes of one request of a download: what a broken connection costs at most."""
@@ -40,6 +40,10 @@ class _Wrong(Exception):
     """The server answered, with other bytes than were asked for."""
 
 
+def _nobody(kind: str, words: str) -> None:
+    """Is told and does nothing; a named function, so that copies can be pickled."""
+
+
 class Remote:
     """Files below a URL, read through fsspec (http, https, s3, gs, memory). Safe to use in several threads.
 
@@ -52,9 +56,7 @@ class Remote:
         DataError: the URL is of a kind that cannot be read, or its driver is not installed.
     """
 
-    def __init__(
-        self, url: str, patience: Patience = Patience(), note: Callable[[str, str], None] = lambda kind, words: None
-    ) -> None:
+    def __init__(self, url: str, patience: Patience = Patience(), note: Callable[[str, str], None] = _nobody) -> None:
         self.url = url.rstrip("/")
         self.patience = patience
         self.note = note
@@ -142,7 +144,7 @@ class Remote:
                 size = None
             if size is not None and size < stop:
                 raise BadInput(
-                    "changed shard",
+                    CHANGED,
                     f"{self.shown(name)}: ends at byte {size:,}, and bytes {start:,} to {stop:,} are needed; "
                     "it is not the file that the manifest lists",
                 )
@@ -190,7 +192,7 @@ class Remote:
                 raise
             attempts = self.patience.retries + 1
             raise BadInput(
-                "unreachable shard",
+                UNREACHABLE,
                 f"{self.shown(name)}: {span} could not be read in {attempts} attempts; the last: {in_words(error)}",
             ) from None
 
