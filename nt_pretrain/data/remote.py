@@ -16,7 +16,7 @@ import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from nt_pretrain.data.errors import BadInput, DataError
-from nt_pretrain.data.remote_errors import in_words, lasting, may_pass
+from nt_pretrain.data.remote_errors import CHANGED, UNREACHABLE, in_words, lasting, may_pass
 
 CHUNK = 8_000_000
 """Bytes of one request of a download: what a broken connection costs at most."""
@@ -40,6 +40,10 @@ class _Wrong(Exception):
     """The server answered, with other bytes than were asked for."""
 
 
+def _nobody(kind: str, words: str) -> None:
+    """Is told and does nothing; a named function, so that copies can be pickled."""
+
+
 class Remote:
     """Files below a URL, read through fsspec (http, https, s3, gs, memory). Safe to use in several threads.
 
@@ -52,9 +56,7 @@ class Remote:
         DataError: the URL is of a kind that cannot be read, or its driver is not installed.
     """
 
-    def __init__(
-        self, url: str, patience: Patience = Patience(), note: Callable[[str, str], None] = lambda kind, words: None
-    ) -> None:
+    def __init__(self, url: str, patience: Patience = Patience(), note: Callable[[str, str], None] = _nobody) -> None:
         self.url = url.rstrip("/")
         self.patience = patience
         self.note = note
@@ -87,7 +89,7 @@ class Remote:
         elif size <= at_most:
             content = b"".join(self.read(name, at, min(at + CHUNK, size)) for at in range(0, size, CHUNK))
         if size > at_most:
-            raise DataError(f"{self._words(name)}: has {size:,} bytes, and more than {at_most:,} are not read at once")
+            raise DataError(f"{self.shown(name)}: has {size:,} bytes, and more than {at_most:,} are not read at once")
         return content
 
     def size(self, name: str) -> int | None:
@@ -142,8 +144,8 @@ class Remote:
                 size = None
             if size is not None and size < stop:
                 raise BadInput(
-                    "changed shard",
-                    f"{self._words(name)}: ends at byte {size:,}, and bytes {start:,} to {stop:,} are needed; "
+                    CHANGED,
+                    f"{self.shown(name)}: ends at byte {size:,}, and bytes {start:,} to {stop:,} are needed; "
                     "it is not the file that the manifest lists",
                 )
         hint = "; the server may not support range requests" if len(content) > stop - start else ""
@@ -170,9 +172,7 @@ class Remote:
             assert state.outcome is not None
             error = state.outcome.exception()
             assert error is not None
-            self.note(
-                "retried read", f"{self._words(name)}: {span}: {in_words(error)} (attempt {state.attempt_number})"
-            )
+            self.note("retried read", f"{self.shown(name)}: {span}: {in_words(error)} (attempt {state.attempt_number})")
 
         retrying = Retrying(
             stop=stop_after_attempt(self.patience.retries + 1),
@@ -187,16 +187,16 @@ class Remote:
             final = lasting(error)
             if final is not None:
                 kind, words = final
-                raise BadInput(kind, f"{self._words(name)}: {words}") from None
+                raise BadInput(kind, f"{self.shown(name)}: {words}") from None
             if not may_pass(error):
                 raise
             attempts = self.patience.retries + 1
             raise BadInput(
-                "unreachable shard",
-                f"{self._words(name)}: {span} could not be read in {attempts} attempts; the last: {in_words(error)}",
+                UNREACHABLE,
+                f"{self.shown(name)}: {span} could not be read in {attempts} attempts; the last: {in_words(error)}",
             ) from None
 
-    def _words(self, name: str) -> str:
+    def shown(self, name: str) -> str:
         """The file's URL as it may be shown: without user and password."""
         return re.sub(r"//[^/@]*@", "//", f"{self.url}/{name}")
 

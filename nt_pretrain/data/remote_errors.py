@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from nt_pretrain.data.errors import DataError
 
-MISSING, CHANGED = "missing shard", "changed shard"
+MISSING, CHANGED, UNREACHABLE = "missing shard", "changed shard", "unreachable shard"
+"""Kinds of :class:`BadInput`."""
 _NO_FILE = "there is no such file (404)"
 _PASSING = (408, 425, 429)
 """Answers of the 400s that say: try again."""
@@ -67,13 +68,12 @@ def in_words(error: BaseException) -> str:
 def _cause(error: BaseException) -> BaseException:
     """fsspec calls a file missing when it could not be asked for at all; the true error is behind that."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause is not None and _code(cause) is None:
-        return cause
-    return error
+    unasked = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+    return cause if isinstance(error, FileNotFoundError) and cause is not None and unasked else error
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status, as aiohttp or gcsfs name it. Parser errors of aiohttp have a ``code`` too, which the server never sent."""
+    """The HTTP status, as aiohttp or gcsfs name it. aiohttp's parser errors have a ``code`` that no server sent."""
     value = getattr(error, "code" if type(error).__name__ == "HttpError" else "status", None)
     return value if isinstance(value, int) else None
 

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 FAULTS = ("503", "429", "404", "403", "drop", "flip", "trickle", "no range", "stall", "short", "long", "reset")
-"""503, 429, 404, 403: the answer. drop: the connection ends after half the bytes. flip: one bit is wrong. trickle: a few
-bytes a second. no range: the whole file, whatever was asked for. stall: nothing at all. short, long: bytes fewer or more
-than asked for, in an answer that is whole. reset: the connection ends before the answer."""
+"""503, 429, 404, 403: the answer. drop: the connection ends after half the bytes. flip: one bit is wrong. trickle: 320
+bytes a second. no range: the whole file, whatever was asked for. stall: nothing at all. short, long: fewer or more
+bytes than asked for, in an answer that is whole. reset: the connection ends before the answer."""
 
 Choose = Callable[[str, int], str | None]
 """From the name of a file and the number of GET requests for it before: the fault of this request, or none."""
