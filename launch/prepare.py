@@ -38,6 +38,7 @@ from nt_pretrain.data.inspection import inspect_pictures, write_contact_sheet
 from nt_pretrain.data.kjv import PACKAGE, fetch_kjv
 from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.prepare_images import LEFT_OUT, ImageInputs, check_same_images, prepare_images
+from nt_pretrain.data.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from nt_pretrain.data.verify import verify as verify_corpus
 
@@ -255,7 +256,7 @@ def tokenizer(options: argparse.Namespace) -> None:
         manifest = read_manifest(folder)
         if manifest.format != "text":
             raise DataError(f"{folder} holds {manifest.format}, not text; train a tokenizer on text shards")
-        split = Split(folder, manifest, None)
+        split = Split(Folder(folder), manifest, None)
         sizes = [shard.documents for shard in manifest.shards]
         texts = (split.text(shard, document) for shard, size in enumerate(sizes) for document in range(size))
         megabytes = min(options.max_mb, sum(shard.bytes for shard in manifest.shards) / 1e6)

@@ -31,8 +31,7 @@ def known_keys() -> list[str]:
     for section, names in sections().items():
         for name in names:
             keys.append(f"{section}.{name}")
-            entries = entry((section, name))["propertyNames"]["enum"] if is_mapping((section, name)) else []
-            keys += [f"{section}.{name}.{each}" for each in entries]
+            keys += [f"{section}.{name}.{each}" for each in _fixed_names(entry((section, name)))]
     return keys
 
 
@@ -44,11 +43,17 @@ def entry(path: Path) -> dict[str, Any]:
     """
     definition = json_schema()["properties"][path[0]]["$ref"].rsplit("/", 1)[1]
     found = json_schema()["$defs"][definition]["properties"][path[1]]
-    if len(path) == 2:
-        return found
-    if len(path) == 3 and path[2] in found.get("propertyNames", {}).get("enum", []):
-        return found["additionalProperties"]
-    raise KeyError(".".join(path))
+    for name in path[2:]:
+        fixed = _fixed_names(found)
+        if found.get("type") != "object" or (fixed and name not in fixed):
+            raise KeyError(".".join(path))
+        found = _inside(found)
+    return found
+
+
+def has_free_names(path: Path) -> bool:
+    """Whether the option at ``path`` is a mapping whose names are the user's own, such as ``data.sources``."""
+    return is_mapping(path) and not _fixed_names(entry(path))
 
 
 def is_mapping(path: Path) -> bool:
@@ -82,8 +87,8 @@ def _words(schema: dict[str, Any]) -> str:
         items = schema["prefixItems"]
         return f"a list of {len(items)}, each {_words(items[0])}"
     if schema["type"] == "object":
-        names = ", ".join(schema["propertyNames"]["enum"])
-        return f"a mapping of {names} to {_words(schema['additionalProperties'])}"
+        names = ", ".join(_fixed_names(schema)) or _free_names(schema)
+        return f"a mapping of {names} to {_words(_inside(schema))}"
     nouns = {
         "integer": "a whole number",
         "number": "a number",
@@ -96,3 +101,23 @@ def _words(schema: dict[str, Any]) -> str:
     limits = [f"{sign} {schema[bound]:g}" for bound, sign in bounds.items() if bound in schema]
     pattern = f" of the form {schema['pattern']}" if "pattern" in schema else ""
     return words + (f" {' and '.join(limits)}" if limits else "") + pattern
+
+
+def _fixed_names(schema: dict[str, Any]) -> list[str]:
+    """The names that a mapping may have; empty where they are free, or where it is no mapping."""
+    names: list[str] = schema.get("propertyNames", {}).get("enum", [])
+    return names
+
+
+def _free_names(schema: dict[str, Any]) -> str:
+    return (
+        f"names of the form {next(iter(schema['patternProperties']))}"
+        if "patternProperties" in schema
+        else "steps >= 2"
+    )
+
+
+def _inside(schema: dict[str, Any]) -> dict[str, Any]:
+    """Schema of the values of a mapping."""
+    values: dict[str, Any] = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
+    return values

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 from nt_pretrain.config.batch import batch_problems
+from nt_pretrain.config.data import data_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config
@@ -28,33 +29,42 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) if not found else []
     found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
-    return found + _optimizer(config) + _paths(config)
+    return found + data_problems(config) + _optimizer(config) + _paths(config)
 
 
 def missing_files(config: Config) -> list[str]:
     """What the run reads and is not there, one line each, with the command that makes it."""
     found = []
-    data, tokenizer = config.data.path.rstrip("/"), config.data.tokenizer
-    for part in ("train", "validation"):
-        manifest = f"{data}/{part}/manifest.json"
-        if not Path(manifest).is_file():
-            found.append(
-                f"data.path: {data} is no prepared corpus, {manifest} is missing; "
-                f"make it: python launch/prepare.py text YOUR_TEXTS --out {data} --name {Path(data).name}"
-            )
-            break
+    tokenizer = config.data.tokenizer
+    named = {f"data.sources.{name}": path for name, path in config.data.sources.items()}
+    paths = {key: path.rstrip("/") for key, path in (named or {"data.path": config.data.path}).items()}
+    for key, data in paths.items():
+        if "://" in data:
+            continue  # asked when the run starts: a look would take as long
+        for part in ("train", "validation"):
+            manifest = f"{data}/{part}/manifest.json"
+            if not Path(manifest).is_file():
+                found.append(
+                    f"{key}: {data} is no prepared corpus, {manifest} is missing; "
+                    f"make it: python launch/prepare.py text YOUR_TEXTS --out {data} --name {Path(data).name}"
+                )
+                break
     if not Path(tokenizer).is_file():
         found.append(
-            f"data.tokenizer: there is no file {tokenizer}; make it: python launch/prepare.py tokenizer {data} "
-            f"--out {tokenizer} --vocab-size {config.model.vocab_size}"
+            f"data.tokenizer: there is no file {tokenizer}; make it: python launch/prepare.py tokenizer "
+            f"{next(iter(paths.values()))} --out {tokenizer} --vocab-size {config.model.vocab_size}"
         )
     return found
 
 
 def _paths(config: Config) -> list[str]:
-    paths = {"data.path": config.data.path, "data.tokenizer": config.data.tokenizer, "run.dir": config.run.dir}
+    paths = {
+        "data.tokenizer": config.data.tokenizer,
+        "run.dir": config.run.dir,
+        "data.cache_dir": config.data.cache_dir,
+    }
     return [
-        f"{key}: {path} lies in an object store, which is not read or written directly; give a folder of a file system"
+        f"{key}: {path} lies in an object store, which is not read or written directly; give a path of a file system"
         for key, path in paths.items()
         if "://" in path
     ]

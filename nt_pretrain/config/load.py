@@ -156,7 +156,8 @@ def _validate(values: dict[str, Any], places: _Places) -> Config | None:
     except ValidationError as errors:
         for error in errors.errors(include_url=False):
             path = tuple(str(each) for each in error["loc"] if each != "[key]")
-            places.at(path, _message(path, error["type"], error["input"]))
+            bad_name = "[key]" in error["loc"] and allowed.has_free_names(path[:2])
+            places.at(path, _bad_name(path) if bad_name else _message(path, error["type"], error["input"]))
     return None if places.found else config
 
 
@@ -174,6 +175,10 @@ def _message(path: Path, kind: str, value: Any) -> str:
     index = "" if kind == "missing" else "".join(f"[{each}]" for each in path[len(option) :])
     name = ".".join(option) + index
     return f"{name}: {source.write(value)} is not allowed; it must be {words}{_hint(option, value)}"
+
+
+def _bad_name(path: Path) -> str:
+    return f"{'.'.join(path[:2])}: {path[-1]!r} is not allowed there; it must be {allowed.in_words(path[:2])}"
 
 
 def _hint(option: Path, value: Any) -> str:

@@ -17,6 +17,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+LaterStep = Annotated[int, Field(ge=2)]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class Section(BaseModel):
@@ -152,7 +155,19 @@ class ParallelSection(Section):
 
 class DataSection(Section):
     path: str = Field(
-        "data/text", description="Folder of a prepared corpus: train/ and validation/ shards and manifests."
+        "data/text",
+        description="Folder or URL (https://, s3://, gs://) of a prepared corpus: train/ and validation/ with shards "
+        "and manifests.",
+    )
+    sources: dict[SourceName, str] = Field(
+        default_factory=dict, description="Several corpora to mix, name to folder or URL; replaces path."
+    )
+    weights: dict[SourceName, Weight] = Field(
+        default_factory=dict,
+        description="Relative number of sequences of each source, kept exactly over every 1,000; default: equal.",
+    )
+    curriculum: dict[LaterStep, dict[SourceName, Weight]] = Field(
+        default_factory=dict, description="Weights from given steps on: step to weights of the sources (others: 0)."
     )
     tokenizer: str = Field("tokenizers/text.model", description="SentencePiece model.")
     sequence_length: Positive = Field(256, description="Tokens of a training sequence.")
@@ -160,12 +175,45 @@ class DataSection(Section):
         "pack",
         description="Pack documents into full sequences; or one document per sequence, cut and padded (the paper).",
     )
+    picture_size: Positive = Field(224, description="Pictures: pixels of each side, in training and validation.")
+    picture_shorter: Positive = Field(
+        256, description="Pictures: shorter side before the centre of picture_size is cut out, in validation."
+    )
+    picture_area: tuple[Fraction, Fraction] = Field(
+        (0.08, 1.0), description="Pictures: least and largest share of a picture that a training crop covers."
+    )
+    picture_jitter: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Pictures: strength of random brightness, contrast and saturation; 0: none."
+    )
     lanes: NonNegative = Field(
         0, description="Parallel streams the order is cut into; 0: greatest common divisor of global_batch and 64."
     )
     window: Positive = Field(4096, description="Documents permuted together inside a lane.")
     workers: NonNegative = Field(1, description="Reader processes per rank; 0 reads in the training process.")
     prefetch_batches: Positive = Field(4, description="Batches a reader process keeps ready.")
+    max_bad_fraction: Fraction = Field(
+        0.001,
+        description="Share of a source's documents that may be lost in an epoch: they are masked, counted and named; "
+        "more stop the run (exit code 3). 0: none.",
+    )
+    allow_change: bool = Field(
+        False, description="Go on from a checkpoint although data, tokenizer or order changed; recorded as an event."
+    )
+    stall_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="A reader process that hands nothing over for so long is replaced."
+    )
+    reader_restarts: NonNegative = Field(
+        3, description="Times that dead or stalled readers are replaced for one batch before the run stops."
+    )
+    cache_dir: str = Field("~/.cache/nt_pretrain", description="Folder for copies of remote shards, one per machine.")
+    cache_gb: Annotated[float, Field(gt=0)] = Field(100.0, description="Gigabytes those copies may take.")
+    retries: NonNegative = Field(5, description="Further attempts at a remote read that failed.")
+    read_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="A remote request that gives nothing for so long has failed."
+    )
+    slowest_kb_per_second: Annotated[float, Field(gt=0)] = Field(
+        100.0, description="A remote request that is slower has failed, and is tried again."
+    )
 
 
 class CheckpointSection(Section):
@@ -181,7 +229,9 @@ class CheckpointSection(Section):
 
 class EvalSection(Section):
     every_steps: NonNegative = Field(500, description="Steps between validations; 0: only at the end.")
-    sequences: Positive = Field(512, description="Validation sequences; always the same ones.")
+    sequences: NonNegative = Field(
+        512, description="Validation sequences, or pictures; always the same ones. 0: all there are."
+    )
     micro_batch: Positive = Field(8, description="Sequences per rank and validation forward pass.")
     ensemble: Literal["probability", "logit"] = Field(
         "probability", description="Prediction of the ensemble that is headlined: mean of probabilities or of logits."

@@ -49,8 +49,10 @@ class Cache:
         except OSError as error:
             raise DataError(f"{folder}: the folder of the cache cannot be made: {error.strerror}") from None
 
-    def get(self, remote: Remote, name: str, size: int, sha256: str) -> Path:
+    def get(self, remote: Remote, name: str, size: int | None, sha256: str) -> Path:
         """A complete and verified copy. Open it at once: it may be evicted later, which an open file survives.
+
+        A ``size`` that is not known is asked of the server, if the file has to be fetched at all.
 
         Raises:
             BadInput: as :class:`Remote` does; "changed shard" if the server holds other bytes than the manifest lists.
@@ -63,6 +65,9 @@ class Cache:
             while not _touched(entry, size):
                 with self._folder.locked(key):
                     if not _complete(entry, size):
+                        size = remote.size(name) if size is None else size
+                        if size is None:
+                            raise BadInput(UNREACHABLE, f"{remote.shown(name)}: the server does not tell its size")
                         self._download(remote, name, size, sha256, key)
         except CacheFull:
             raise
@@ -183,10 +188,10 @@ def _url_digest(remote: Remote, name: str) -> str:
     return hashlib.sha256(f"{remote.url}/{name}".encode()).hexdigest()[:16]
 
 
-def _touched(entry: Path, size: int) -> bool:
+def _touched(entry: Path, size: int | None) -> bool:
     """Whether an entry is complete; marks it as used."""
     try:
-        if entry.stat().st_size != size:
+        if entry.stat().st_size != size and size is not None:
             return False
         os.utime(entry)
     except FileNotFoundError:
@@ -194,7 +199,7 @@ def _touched(entry: Path, size: int) -> bool:
     return True
 
 
-def _complete(entry: Path, size: int) -> bool:
+def _complete(entry: Path, size: int | None) -> bool:
     """Whether an entry is complete; one of another size was cut by somebody, and is deleted."""
     if _touched(entry, size):
         return True

@@ -1,92 +1,162 @@
-"""A prepared split, opened for reading: any document as tokens, in the order of a run."""
+"""A prepared split, opened for reading: any document as text, tokens or picture, in the order of a run."""
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.manifest import Manifest, read_manifest
+from nt_pretrain.data.errors import BadInput, DataError
+from nt_pretrain.data.manifest import Manifest
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import Shard
+from nt_pretrain.data.store import Folder, Store
 from nt_pretrain.data.tokenizer import Tokenizer
 
 OPEN_SHARDS = 256
 """Shards kept open at once; each costs two file descriptors (a process may commonly have 1,024)."""
+SECONDS_BEFORE_ANOTHER_TRY = 600.0
+"""A shard that could not be read is left alone for so long: its next documents must not each wait for all tries."""
 
 
 @dataclass
 class Split:
     """Shards of one split, opened when they are needed."""
 
-    folder: Path
+    store: Store
     manifest: Manifest
     tokenizer: Tokenizer | None
     _open: dict[int, Shard] = field(default_factory=dict, init=False)
+    _failed: dict[int, tuple[float, BadInput]] = field(default_factory=dict, init=False)
 
     @staticmethod
-    def open(folder: Path, tokenizer: Tokenizer) -> Split:
-        """Open a split and check that it fits the tokenizer.
+    def open(store: Store | Path, tokenizer: Tokenizer, manifest: Manifest | None = None) -> Split:
+        """Open a split of text or tokens and check that it fits the tokenizer; its manifest is read unless given.
 
         Raises:
-            DataError: it is not there, or holds tokens of another tokenizer.
+            DataError: it is not there, holds pictures, or tokens of another tokenizer.
         """
-        manifest = read_manifest(folder)
+        place: Store = Folder(store) if isinstance(store, Path) else store
+        manifest = manifest or place.manifest()
         if manifest.format == "images":
             raise DataError(
-                f"{folder} holds pictures, and this model is trained on text; set data.path to prepared text"
+                f"{place.location} holds pictures, and this model is trained on text; set data.path to prepared text"
             )
         if manifest.format == "tokens" and manifest.tokenizer != tokenizer.sha256:
             raise DataError(
-                f"{folder} holds tokens of another tokenizer (sha256 {manifest.tokenizer[:16]}..., the run's is "
-                f"{tokenizer.sha256[:16]}...); prepare it again with launch/prepare.py text --tokenizer"
+                f"{place.location} holds tokens of another tokenizer (sha256 {manifest.tokenizer[:16]}..., the run's "
+                f"is {tokenizer.sha256[:16]}...); prepare it again with launch/prepare.py text --tokenizer"
             )
-        return Split(folder, manifest, tokenizer)
+        return Split(place, manifest, tokenizer)
+
+    @property
+    def location(self) -> str:
+        return self.store.location
+
+    @property
+    def is_remote(self) -> bool:
+        return self.store.is_remote
 
     def tokens(self, shard: int, document: int) -> np.ndarray:
-        """Tokens (int32) of a document, closed by the end-of-document token."""
-        content = self._shard(shard).document(document)
+        """Tokens (int32) of a document, closed by the end-of-document token.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        content = self.content(shard, document)
         if self.manifest.format == "tokens":
+            if len(content) % np.dtype(self.manifest.dtype).itemsize:
+                raise self._not_a_row(shard, document, f"{len(content)} bytes are no whole number of tokens")
             return np.frombuffer(content, dtype=self.manifest.dtype).astype(np.int32)
         assert self.tokenizer is not None, "text needs a tokenizer to become tokens"
-        return self.tokenizer.encode(decode_row(content, self.folder / self.manifest.shards[shard].name, document))
+        return self.tokenizer.encode(self._row(content, shard, document))
 
     def text(self, shard: int, document: int) -> str:
-        content = self._shard(shard).document(document)
-        return decode_row(content, self.folder / self.manifest.shards[shard].name, document)
+        """The text of a document of text shards.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        return self._row(self.content(shard, document), shard, document)
+
+    def picture(self, shard: int, document: int) -> tuple[bytes, int]:
+        """A picture's file as it came, and its label.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        content = self.content(shard, document)
+        return content, int(self._shard(shard).index["label"][document])
+
+    def content(self, shard: int, document: int) -> bytes:
+        """The stored bytes of a document, checked against their checksum.
+
+        Raises:
+            BadInput: they cannot be read, or are not those that were written.
+        """
+        try:
+            return self._shard(shard).document(document)
+        except BadInput:
+            if not self._may_heal(shard):
+                raise
+            return self._shard(shard).document(document)
+
+    def fetch_ahead(self, shard: int) -> None:
+        if shard not in self._open:
+            self.store.fetch_ahead(self.manifest.shards[shard])
+
+    def _may_heal(self, shard: int) -> bool:
+        """Whether an open shard that turned out damaged is only a copy, now dropped."""
+        if shard not in self._open or not self.store.forget(self.manifest.shards[shard]):
+            return False
+        self._open.pop(shard).close()
+        return True
 
     def _shard(self, number: int) -> Shard:
         shard = self._open.pop(number, None)
         if shard is None:
             if len(self._open) >= OPEN_SHARDS:
                 self._open.pop(next(iter(self._open))).close()
-            entry = self.manifest.shards[number]
-            shard = Shard.open(self.folder / entry.name)
-            if len(shard) != entry.documents:
-                raise DataError(
-                    f"{shard.path}: its index has {len(shard)} documents, the manifest {entry.documents}; the folder "
-                    "was changed after it was prepared. Run launch/prepare.py verify."
-                )
+            shard = self._opened(number)
         self._open[number] = shard  # last in the dictionary: the one used last
         return shard
 
+    def _opened(self, number: int) -> Shard:
+        before = self._failed.get(number)
+        if before is not None and time.monotonic() - before[0] < SECONDS_BEFORE_ANOTHER_TRY:
+            raise before[1]
+        entry = self.manifest.shards[number]
+        try:
+            shard = self.store.shard(entry)
+        except BadInput as error:
+            self._failed[number] = time.monotonic(), error
+            raise
+        if len(shard) != entry.documents:
+            shard.close()
+            raise BadInput(
+                "damaged index",
+                f"{shard.name}: its index has {len(shard)} documents, the manifest {entry.documents}; the folder "
+                "was changed after it was prepared. Run launch/prepare.py verify.",
+            )
+        return shard
 
-def decode_row(content: bytes, shard: Path, document: int) -> str:
-    """Text of a jsonl row.
+    def _row(self, content: bytes, shard: int, document: int) -> str:
+        """Text of a jsonl row."""
+        try:
+            text = json.loads(content)["text"]
+            if not isinstance(text, str):
+                raise TypeError("its text is not a string")
+            return text
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._not_a_row(shard, document, str(error)) from None
 
-    Raises:
-        DataError: it is no JSON object with a text.
-    """
-    try:
-        text = json.loads(content)["text"]
-        if not isinstance(text, str):
-            raise TypeError("its text is not a string")
-        return text
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{shard}: document {document} is no row with a text: {error}") from None
+    def _not_a_row(self, shard: int, document: int, reason: str) -> BadInput:
+        where = f"{self.location}/{self.manifest.shards[shard].name}: document {document}"
+        what = "a row with a text" if self.manifest.format == "text" else "a row of tokens"
+        return BadInput("not a row", f"{where} is not {what}: {reason}", of_document=True)
 
 
 def order_of(split: Split, *, seed: int, lanes: int, window: int) -> Order:
@@ -97,8 +167,8 @@ def order_of(split: Split, *, seed: int, lanes: int, window: int) -> Order:
     """
     if split.manifest.documents < lanes:
         raise DataError(
-            f"{split.folder} holds {split.manifest.documents} documents, too few for {lanes} lanes. Set data.lanes to "
-            "at most that; or prepare more text; or cut long texts into more documents (launch/prepare.py text "
+            f"{split.location} holds {split.manifest.documents} documents, too few for {lanes} lanes. Set data.lanes "
+            "to at most that; or prepare more text; or cut long texts into more documents (launch/prepare.py text "
             "--document-characters)"
         )
     return Order([shard.documents for shard in split.manifest.shards], seed, lanes, window)

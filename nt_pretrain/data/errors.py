@@ -8,8 +8,13 @@ class DataError(Exception):
 
 
 class BadInput(DataError):
-    """Input that a run can do without, up to ``data.max_bad_fraction``; ``kind`` is what it is counted under."""
+    """Input that a run can do without, up to ``data.max_bad_fraction``.
 
-    def __init__(self, kind: str, words: str) -> None:
+    Attributes:
+        kind: what it is counted under.
+        of_document: only one document or picture is bad; otherwise its whole shard.
+    """
+
+    def __init__(self, kind: str, words: str, *, of_document: bool = False) -> None:
         super().__init__(words)
-        self.kind = kind
+        self.kind, self.of_document = kind, of_document

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +131,6 @@ def write_contact_sheet(inspection: Inspection, path: Path) -> None:
 
 
 def _sample(shard: Shard, number: int) -> Seen:
-    header = os.pread(shard.descriptor, _NAME_BYTES, int(shard.index["offset"][number]) - 512)
+    header = shard.pread(_NAME_BYTES, int(shard.index["offset"][number]) - 512)
     key = header.split(b"\0", 1)[0].decode("ascii", "replace").split(".", 1)[0]
-    return Seen(shard.path.name, key, int(labels_of(shard)[number]), shard.document(number))
+    return Seen(Path(shard.name).name, key, int(labels_of(shard)[number]), shard.document(number))

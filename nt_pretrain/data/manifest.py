@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from nt_pretrain.data.errors import DataError
 
 FILE = "manifest.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
 Format = Literal["text", "tokens", "images"]
 
 
@@ -81,21 +83,35 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        derived = {name: content.pop(name) for name in ("documents", "bytes", "fingerprint")}
-        content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
-        content["sources"] = [_source(entry) for entry in content["sources"]]
-        found = Manifest(**content)
+        return parse_manifest(path.read_text(encoding="utf-8", errors="replace"), str(path))
     except FileNotFoundError:
         raise DataError(
             f"{folder} is not prepared: {path} is missing; make it with launch/prepare.py text or images"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a manifest of this version ({error}); prepare the data again") from None
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """A manifest from its text; ``where`` is the file or URL it was read from.
+
+    Raises:
+        DataError: it is not one of ours, or names files outside its folder.
+    """
+    try:
+        content = json.loads(text)
+        derived = {name: content.pop(name) for name in ("documents", "bytes", "fingerprint")}
+        content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
+        content["sources"] = [_source(entry) for entry in content["sources"]]
+        found = Manifest(**content)
+        # A name is never a path, nor a command: no manifest makes a run read anything but files beside it.
+        strange = next((each.name for each in found.shards if not SHARD_NAME.fullmatch(each.name)), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where} is not a manifest of this version ({error}); prepare the data again") from None
+    if strange is not None:
+        raise DataError(f"{where} names the shard {strange!r}, which is no plain file name; do not use this data")
     if derived["fingerprint"] != found.fingerprint:
-        raise DataError(f"{path} was changed after it was written: its fingerprint does not fit its shards")
+        raise DataError(f"{where} was changed after it was written: its fingerprint does not fit its shards")
     if not found.shards:
-        raise DataError(f"{folder} holds no documents; prepare more, or a larger --validation-share")
+        raise DataError(f"{where} holds no documents; prepare more, or a larger --validation-share")
     return found
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
+"""Digests are sums modulo 2**64."""
 CHUNK = 1 << 15
 """Documents digested at once: their temporaries stay in the core's cache."""
 
@@ -25,15 +26,15 @@ def permutation(count: int, *key: object) -> np.ndarray:
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         x = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN)
-        x += np.uint64(int.from_bytes(digest[:8], "little") & _MASK)
+        x += np.uint64(int.from_bytes(digest[:8], "little") & MASK)
         return np.argsort(_mixed(x), kind="stable")
 
 
 def digest_of(number: int) -> int:
     """splitmix64 of a global document number, in [0, 2**64): what it adds to the digest of all that were read."""
-    x = (number + _GOLDEN) & _MASK
-    x = ((x ^ (x >> 30)) * _FIRST) & _MASK
-    x = ((x ^ (x >> 27)) * _SECOND) & _MASK
+    x = (number + _GOLDEN) & MASK
+    x = ((x ^ (x >> 30)) * _FIRST) & MASK
+    x = ((x ^ (x >> 27)) * _SECOND) & MASK
     return x ^ (x >> 31)
 
 
@@ -58,7 +59,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Window:
-    """Shard and document of each place of a window. Python's own arrays: those of numpy are slow to index, lists large."""
+    """Shard and document of each place of a window, in Python's own arrays: numpy's are slow to index, lists large."""
 
     epoch: int
     number: int
@@ -132,7 +133,7 @@ class Order:
                 counts = np.minimum(line.ends[slots], end) - np.maximum(line.starts[slots], start)
                 numbers = np.arange(start, end) + np.repeat(difference[slots], counts)
                 total += int(_mixed(numbers.astype(np.uint64) + np.uint64(_GOLDEN)).sum())
-        return total & _MASK
+        return total & MASK
 
     def _window(self, epoch: int, lane: int, number: int) -> _Window:
         first, stop = self.lane_bounds(lane)

@@ -15,8 +15,9 @@ import struct
 import tarfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,57 +65,84 @@ def write_shard(path: Path, documents: Sequence[bytes], extension: str) -> None:
 class Shard:
     """A shard that can be read at any document. Reads are positioned, so processes may share the open file.
 
+    The tar may also lie elsewhere: then ``descriptor`` is None and ``pread`` fetches (bytes, from offset).
+
     The index is held in memory (16 bytes a document, 20 a picture): a file mapped into memory that somebody cuts off
     kills the process that looks at it.
 
     Attributes:
+        name: what it is called in messages: path or URL.
         index: rows of dtype INDEX or LABELLED.
         size: bytes of the tar when it was opened.
         rows, first, row_bytes: the bytes of the index file, where its rows begin in them, and bytes of a row.
     """
 
-    path: Path
+    name: str
     index: np.ndarray
-    descriptor: int
+    pread: Callable[[int, int], bytes]
+    descriptor: int | None
     size: int
     rows: bytes
     first: int
     row_bytes: int
 
     @staticmethod
-    def open(path: Path, *, bytes: int | None = None, index_sha256: str | None = None) -> Shard:
+    def open(
+        path: Path,
+        *,
+        bytes: int | None = None,
+        index_sha256: str | None = None,
+        index_file: Path | None = None,
+        name: str = "",
+    ) -> Shard:
         """Open a shard and its index, and check both as far as can be done without reading the shard.
 
         Args:
             bytes: size of the tar by the manifest.
             index_sha256: hash of the index file by the manifest.
+            index_file: where the index is, if not beside the shard.
+            name: what the shard is called in messages, if not by its path.
 
         Raises:
             BadInput: one of them is missing, cannot be read, or is not what the manifest lists.
         """
+        name = name or str(path)
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise _not_opened(path, error) from None
+            raise _not_opened(name, error) from None
         try:
             size = os.fstat(descriptor).st_size
             if bytes is not None and size != bytes:
                 raise BadInput(
                     "changed shard",
-                    f"{path}: has {size:,} bytes, the manifest says {bytes:,}; it was changed or cut off after it was "
+                    f"{name}: has {size:,} bytes, the manifest says {bytes:,}; it was changed or cut off after it was "
                     "prepared. Copy it again, or prepare the data again",
                 )
-            index, rows, first = _read_index(path, size, index_sha256, whole=bytes is not None)
-            return Shard(path, index, descriptor, size, rows, first, index.dtype.itemsize)
+            file = index_file or index_path(path)
+            index, rows, first = _read_index(name, file, size, index_sha256, whole=bytes is not None)
+            pread = partial(os.pread, descriptor)
+            return Shard(name, index, pread, descriptor, size, rows, first, index.dtype.itemsize)
         except BaseException:
             os.close(descriptor)
             raise
+
+    @staticmethod
+    def elsewhere(name: str, index_file: Path, pread: Callable[[int, int], bytes], *, bytes: int) -> Shard:
+        """A shard of ``bytes`` bytes that ``pread`` reads (bytes, from offset), with its index in a file here.
+
+        Raises:
+            BadInput: the index cannot be read or does not fit.
+        """
+        index, rows, first = _read_index(name, index_file, bytes, None, whole=True)
+        return Shard(name, index, pread, None, bytes, rows, first, index.dtype.itemsize)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
     def document(self, number: int) -> bytes:
         """The encoded document ``number`` of the shard.
@@ -127,7 +155,7 @@ class Shard:
         if offset + size > self.size:  # before the read: it would ask for up to 4 GB of memory
             raise self._damaged(number, "truncated shard", "the file ends before it")
         try:
-            content = os.pread(self.descriptor, size, offset)
+            content = self.pread(size, offset)
         except OSError as error:
             content = self._read_again(number, error)
         if len(content) != size:
@@ -141,11 +169,11 @@ class Shard:
         for _ in range(ATTEMPTS - 1):
             time.sleep(SECONDS_BETWEEN)
             try:
-                return os.pread(self.descriptor, size, offset)
+                return self.pread(size, offset)
             except OSError as again:
                 error = again
         words = f"{self._where(number)} cannot be read: {error} ({ATTEMPTS} attempts)"
-        raise BadInput("unreadable", words) from None
+        raise BadInput("unreadable", words, of_document=True) from None
 
     def _rest(self, number: int, content: bytes) -> bytes:
         """All of a document of which a read returned ``content``: Linux reads at most 2 GB at once."""
@@ -153,9 +181,10 @@ class Shard:
         parts, got = [content], len(content)
         while got < size:
             try:
-                parts.append(os.pread(self.descriptor, size - got, offset + got))
+                parts.append(self.pread(size - got, offset + got))
             except OSError as error:
-                raise BadInput("unreadable", f"{self._where(number)} cannot be read: {error}") from None
+                words = f"{self._where(number)} cannot be read: {error}"
+                raise BadInput("unreadable", words, of_document=True) from None
             if not parts[-1]:
                 raise self._damaged(number, "truncated shard", "the file ends before it")
             got += len(parts[-1])
@@ -163,24 +192,24 @@ class Shard:
 
     def _where(self, number: int) -> str:
         offset, size, _ = _ROW.unpack_from(self.rows, self.first + number * self.row_bytes)
-        return f"{self.path}: document {number} (bytes {offset} to {offset + size})"
+        return f"{self.name}: document {number} (bytes {offset} to {offset + size})"
 
     def _damaged(self, number: int, kind: str, reason: str) -> BadInput:
         return BadInput(
             kind,
             f"{self._where(number)} is damaged: {reason}. Run launch/prepare.py verify on the corpus and prepare it "
             "again, or copy this file again.",
+            of_document=True,
         )
 
 
-def _read_index(path: Path, size: int, sha256: str | None, *, whole: bool) -> tuple[np.ndarray, bytes, int]:
-    """Rows of a shard's index, the bytes of the file, and where the rows begin in them.
+def _read_index(name: str, file: Path, size: int, sha256: str | None, *, whole: bool) -> tuple[np.ndarray, bytes, int]:
+    """Rows of the index of shard ``name``, the bytes of its file, and where the rows begin in them.
 
     Args:
         size: bytes of the tar.
         whole: the tar is known to be whole, so a document outside it is the index's fault.
     """
-    file = index_path(path)
     try:
         with file.open("rb") as opened:
             dtype, count = _header(opened)
@@ -191,11 +220,11 @@ def _read_index(path: Path, size: int, sha256: str | None, *, whole: bool) -> tu
             opened.seek(0)
             content = opened.read(length)
     except OSError as error:
-        raise _not_opened(path, error) from None
+        raise _not_opened(name, error) from None
     except ValueError as error:
-        raise _damaged_index(path, str(error)) from None
+        raise _damaged_index(name, str(error)) from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise _damaged_index(path, f"{file.name} is not what the manifest lists (sha256)")
+        raise _damaged_index(name, f"{file.name} is not what the manifest lists (sha256)")
     index = np.frombuffer(content, dtype, offset=first)
     if whole and len(index):
         offsets = index["offset"]
@@ -203,7 +232,7 @@ def _read_index(path: Path, size: int, sha256: str | None, *, whole: bool) -> tu
         if outside.any():
             number = int(outside.argmax())
             where = f"bytes {offsets[number]} to {int(offsets[number]) + int(index['size'][number])}"
-            raise _damaged_index(path, f"{file.name} puts document {number} at {where} of {size}")
+            raise _damaged_index(name, f"{file.name} puts document {number} at {where} of {size}")
     return index, content, first
 
 
@@ -221,10 +250,10 @@ def _header(file: BinaryIO) -> tuple[np.dtype[np.void], int]:
     return dtype, shape[0]
 
 
-def _not_opened(path: Path, error: OSError) -> BadInput:
+def _not_opened(name: str, error: OSError) -> BadInput:
     kind = "missing shard" if isinstance(error, FileNotFoundError) else "unreadable"
-    return BadInput(kind, f"{path}: cannot be opened: {error}; {CHECK_VERIFY}")
+    return BadInput(kind, f"{name}: cannot be opened: {error}; {CHECK_VERIFY}")
 
 
-def _damaged_index(path: Path, reason: str) -> BadInput:
-    return BadInput("damaged index", f"{path}: cannot be opened: {reason}; {CHECK_VERIFY}")
+def _damaged_index(name: str, reason: str) -> BadInput:
+    return BadInput("damaged index", f"{name}: cannot be opened: {reason}; {CHECK_VERIFY}")

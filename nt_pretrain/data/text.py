@@ -5,6 +5,9 @@ tokens, inputs and targets shifted by one; the next sequence starts with the las
 but the very first of a lane is predicted exactly once.
 
 Truncated (the paper's mode): one document a sequence, cut to T tokens, closed by the end-of-document token, padded.
+
+A document that cannot be read comes as no tokens at all: in a packed line nothing stands in its place, truncated it is
+a sequence of padding, which no loss and no count sees.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a lane stands: its next sequence starts at token ``offset`` of document ``document`` of ``epoch``."""
+    """Where a lane of a source stands: its next sequence starts at token ``offset`` of document ``document`` of
+    ``epoch``. ``digest`` is the sum modulo 2**64 of the marks of the documents before it in this epoch.
+    """
 
     epoch: int = 0
     document: int = 0
     offset: int = 0
+    digest: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,16 @@ class Sequence:
     after: Cursor
 
 
-Read = Callable[[int, int], np.ndarray]
-"""(epoch, position in the lane) to the document's tokens, the closing one included."""
+Read = Callable[[Cursor], np.ndarray]
+"""The tokens of the document in which a cursor lies, the closing one included; its offset does not matter."""
+Following = Callable[[Cursor], Cursor]
+"""From a cursor to the beginning of the document after its own, in the next epoch after the last one."""
 
 
-def packed(read: Read, documents_of_lane: int, cursor: Cursor, length: int) -> Iterator[Sequence]:
-    """Endless packed sequences of ``length`` + 1 tokens from ``cursor`` on; the lane runs on into the next epoch."""
-    epoch, document, offset = cursor.epoch, cursor.document, cursor.offset
-    tokens = read(epoch, document)
+def packed(read: Read, following: Following, cursor: Cursor, length: int) -> Iterator[Sequence]:
+    """Packed sequences of ``length`` + 1 tokens from ``cursor`` on; the lane runs on into the next epoch."""
+    offset = cursor.offset
+    tokens = read(cursor)
     while True:
         parts: list[np.ndarray] = []
         numbers: list[np.ndarray] = []
@@ -55,27 +63,22 @@ def packed(read: Read, documents_of_lane: int, cursor: Cursor, length: int) -> I
             missing -= len(piece)
             offset += len(piece)
             if missing:
-                document, offset = document + 1, 0
-                if document == documents_of_lane:
-                    epoch, document = epoch + 1, 0
-                tokens = read(epoch, document)
+                cursor, offset = following(cursor), 0
+                tokens = read(cursor)
         # The next sequence starts with this one's last token, which lies in the present document.
         offset -= 1
-        after = Cursor(epoch, document, offset)
+        after = Cursor(cursor.epoch, cursor.document, offset, cursor.digest)
         yield Sequence(np.concatenate(parts), np.concatenate(numbers), after)
 
 
-def truncated(read: Read, documents_of_lane: int, cursor: Cursor, length: int) -> Iterator[Sequence]:
-    """Endless sequences of one document each, cut to ``length`` tokens plus the closing one, padded with token 0."""
-    epoch, document = cursor.epoch, cursor.document
+def truncated(read: Read, following: Following, cursor: Cursor, length: int) -> Iterator[Sequence]:
+    """Sequences of one document each, cut to ``length`` tokens plus the closing one, padded with token 0."""
     while True:
-        whole = read(epoch, document)
+        whole = read(cursor)
         kept = np.concatenate([whole[:length], whole[-1:]]) if len(whole) > length else whole
         tokens = np.zeros(length + 1, dtype=np.int32)
         numbers = np.full(length + 1, PADDING, dtype=np.int32)
         tokens[: len(kept)] = kept
         numbers[: len(kept)] = 0
-        document += 1
-        if document == documents_of_lane:
-            epoch, document = epoch + 1, 0
-        yield Sequence(tokens, numbers, Cursor(epoch, document, 0))
+        cursor = following(cursor)
+        yield Sequence(tokens, numbers, cursor)

@@ -43,8 +43,11 @@ class Checkpoints:
     def __post_init__(self) -> None:
         self._background = BackgroundSaver(self.ranks.saving, self.ranks.device)
 
-    def save(self, batch: Batch, *, wait: bool) -> None:
+    def save(self, batch: Batch, quarantine: dict[str, Any], *, wait: bool) -> None:
         """Save the state after ``batch`` was trained on; with ``wait`` it is in place on return. Collective.
+
+        Args:
+            quarantine: what of the data was lost so far.
 
         Raises:
             CheckpointError: on all ranks; also when the save before, still in flight until now, has failed.
@@ -54,7 +57,8 @@ class Checkpoints:
         # A kill may come right after the thread's commit: what belongs to this checkpoint is on the disk before it.
         self.observer.flush()
         self.state.seconds = self.meter.hours * 3600
-        facts = self.state.facts(self.ranks) | {"position": position_after(batch, self.ranks).to_json()}
+        position = position_after(batch, self.ranks).to_json()
+        facts = self.state.facts(self.ranks) | {"position": position, "quarantine": quarantine}
         root, step, tensors = self.rundir.checkpoints, self.state.step, self.state.checkpoint_tensors()
         if self.config.checkpoint.asynchronous:
             self._background.start(root, step, tensors, facts, identity=self.identity)

@@ -20,10 +20,10 @@ from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
 from nt_pretrain.train.observer import Observer
+from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState, budgets_at
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
-from nt_pretrain.train.together import on_all
 from nt_pretrain.train.topology import update_topology
 
 
@@ -35,6 +35,7 @@ class Parts:
     ranks: Ranks
     state: TrainState
     loader: TrainLoader
+    quarantine: Quarantine
     meter: Meter
     observer: Observer
     requests: Requests
@@ -48,6 +49,7 @@ def train(parts: Parts) -> ExitCode:
 
     Raises:
         DivergedError: the gradient is not finite; nothing of this step is saved.
+        DataError: data cannot be read, or too much of it.
         CheckpointError: a checkpoint cannot be written; one written in the background tells it some steps later.
     """
     with contextlib.closing(iter(parts.loader)) as batches:
@@ -62,7 +64,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         step = state.step + 1
         watchdog.at(step, "reading data")
         with meter.waiting():
-            batch = on_all(ranks, lambda: next(batches))
+            batch = parts.quarantine.next_batch(batches, step)
         watchdog.at(step, "computing gradients")
         losses = accumulate_gradients(parts.state.model, config, batch.tokens, batch.documents, ranks)
         if is_update_step(config, step):
@@ -76,7 +78,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         meter.step(losses.targets)
         if step % config.observe.log_every_steps == 0 or step == config.total_steps:
             values = readings.of_step(losses, head_loss=config.train.head_loss, grad_norm=norm, lr=lr)
-            observer.stepped(step, values | meter.read())
+            observer.stepped(step, values | meter.read() | parts.quarantine.readings())
         last = step == config.total_steps
         decision = parts.requests.decide(parts.checkpoints.progress())
         if decision.settle:
@@ -87,7 +89,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         if last or decision.save or _due(step, config.checkpoint.save_every_steps):
             watchdog.at(step, "saving")
             with meter.paused():
-                parts.checkpoints.save(batch, wait=last or decision.stop)
+                parts.checkpoints.save(batch, parts.quarantine.facts(), wait=last or decision.stop)
             parts.requests.saved()
         if validation_is_due(config, step):
             watchdog.at(step, "validating")

@@ -80,6 +80,10 @@ class Observer:
     def warned(self, step: int, text: str) -> None:
         self._event("warning", step, text, {}, echo=text, level="warning")
 
+    def fault(self, step: int, text: str, facts: dict[str, object], *, echo: bool) -> None:
+        """Data that could not be read, or not at once."""
+        self._event("data", step, text, facts, echo=text if echo else "", level="warning")
+
     def stopping(self, step: int, reason: str) -> None:
         self._event("stop", step, reason, {}, echo=f"stopping after step {step:,}: {reason}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Iterator
 from typing import IO
 
@@ -18,8 +19,10 @@ from nt_pretrain.checkpoint.load import newest_valid
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.loader import TrainLoader, unigram_counts, validation_batches
+from nt_pretrain.data.loader import TrainLoader
+from nt_pretrain.data.position import Position
 from nt_pretrain.data.tokenizer import load_tokenizer
+from nt_pretrain.data.validation import unigram_counts, validation_batches
 from nt_pretrain.eval.validate import unigram_loss, validate
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
@@ -37,6 +40,7 @@ from nt_pretrain.train.failures import exit_code_of, explained, words_of
 from nt_pretrain.train.loop import Parts, train, validation_is_due
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.plan import Plan, make_plan, render
+from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
 from nt_pretrain.train.state import TrainState, fresh_state, identity
@@ -95,13 +99,17 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     with contextlib.closing(observer), contextlib.closing(checkpoints), contextlib.closing(watchdog):
         try:
             validation = Validation(config, state, ranks)
-            reader, readers = ranks.data_rank, ranks.sizes.data
-            loader = on_all(ranks, lambda: TrainLoader(config, rank=reader, world=readers, position=position))
+            loader = on_all(ranks, lambda: _loader(config, ranks, position))
+            if loader.changes:
+                observer.warned(state.step, "data.allow_change: going on although " + "; ".join(loader.changes))
+            quarantine = Quarantine(ranks, observer, loader.documents, config.data.max_bad_fraction)
+            quarantine.restore(found.state.get("quarantine", {}) if found else {})
             if missed:
                 observer.validated(state.step, validation.measure())
             parts = Parts(
-                config, ranks, state, loader, meter, observer, requests, validation.measure, checkpoints, watchdog
-            )
+                config, ranks, state, loader, quarantine, meter, observer, requests, validation.measure, checkpoints,
+                watchdog,
+            )  # fmt: skip
             code = train(parts)
         except Exception as caught:
             # Before a save in flight is waited for: the first to speak is taken for the cause.
@@ -113,6 +121,8 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
             if error is caught:
                 raise
             raise error from caught
+        if quarantine.summary():
+            console.plain(f"data: {quarantine.summary()}; each named in {rundir.events}")
         _say_goodbye(code, observer, console, state.step, config, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
 
@@ -176,6 +186,17 @@ def _console(config: Config, ranks: Ranks) -> Console:
         world=ranks.world,
         device="gpu" if ranks.device.type == "cuda" else "rank",
         memory_total=memory_total_bytes(ranks.device),
+    )
+
+
+def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoader:
+    return TrainLoader(
+        config,
+        rank=ranks.data_rank,
+        world=ranks.sizes.data,
+        position=position,
+        local_world=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        pin=ranks.device.type == "cuda",
     )
 
 

@@ -87,7 +87,9 @@ def accumulate_gradients(model: MultiHead, config: Config, tokens: Tensor, docum
     The number of targets is added over ranks before the first backward, so that every target of the global batch weighs
     the same wherever padding fell. Gradients travel once, in the backward of the last micro-batch.
     """
-    inputs, targets, documents = split_targets(tokens.to(ranks.device), documents.to(ranks.device))
+    inputs, targets, documents = split_targets(
+        tokens.to(ranks.device, non_blocking=True), documents.to(ranks.device, non_blocking=True)
+    )
     count = (targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
     dist.all_reduce(count, group=ranks.control)
     # FSDP averages a head's gradient over its ranks; the loss is a sum over them.

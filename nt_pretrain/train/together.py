@@ -20,17 +20,23 @@ def on_all(ranks: Ranks, action: Callable[[], Value]) -> Value:
     Raises:
         DataError: on every rank, if any rank had one; it says which.
     """
+    return on_all_counted(ranks, action, lambda value: 0)[0]
+
+
+def on_all_counted(ranks: Ranks, action: Callable[[], Value], count: Callable[[Value], int]) -> tuple[Value, int]:
+    """As :func:`on_all`, with the sum over all ranks of ``count`` of their values, in the same collective."""
     made: list[Value] = []
     problem = ""
     try:
         made.append(action())
     except DataError as error:
         problem = str(error)
-    failed = torch.tensor([bool(problem)], dtype=torch.int64)
-    dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=ranks.control)
-    if failed.item():
+    told = torch.tensor([bool(problem), count(made[0]) if made else 0], dtype=torch.int64)
+    dist.all_reduce(told, group=ranks.control)
+    failed, counted = told.tolist()
+    if failed:
         raise DataError(_words(problem, ranks))
-    return made[0]
+    return made[0], counted
 
 
 def _words(problem: str, ranks: Ranks) -> str:

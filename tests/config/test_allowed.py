@@ -19,6 +19,13 @@ from nt_pretrain.config.schema import Config
         ("sparsity.drop", "one of magnitude, soft_magnitude (default magnitude)"),
         ("sparsity.group_density", "a mapping of embedding, attention, ffn, output to a number > 0 and <= 1"),
         ("sparsity.group_density.ffn", "a number > 0 and <= 1"),
+        ("data.sources", "a mapping of names of the form ^[A-Za-z0-9_-]+$ to text"),
+        ("data.sources.books", "text"),
+        (
+            "data.curriculum",
+            "a mapping of steps >= 2 to a mapping of names of the form ^[A-Za-z0-9_-]+$ to a number >= 0",
+        ),
+        ("data.curriculum.100.books", "a number >= 0"),
         ("optim.betas", "a list of 2, each a number >= 0 and <= 1 (default [0.9, 0.95])"),
         ("data.path", "text (default data/text)"),
     ],

@@ -228,8 +228,40 @@ def test_a_mesh_that_does_not_fit(sections: dict[str, Any], world_size: int | No
 
 
 def test_object_stores_are_refused_by_name() -> None:
-    (message,) = problems(Config.model_validate({"data": {"path": "s3://bucket/c4"}}), world_size=1)
-    assert message.startswith("data.path: s3://bucket/c4 lies in an object store, which is not read")
+    (message,) = problems(Config.model_validate({"run": {"dir": "s3://bucket/runs"}}), world_size=1)
+    assert message.startswith("run.dir: s3://bucket/runs lies in an object store, which is not read")
+    remote = Config.model_validate({"data": {"path": "s3://bucket/c4"}})
+    assert problems(remote, world_size=1) == []
+    assert [each.split(":")[0] for each in missing_files(remote)] == ["data.tokenizer"], "the corpus is asked at start"
+
+
+TWO = {"web": "data/web", "books": "data/books"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"weights": {"web": 1.0}}, "data.weights: has no effect without data.sources"),
+        ({"curriculum": {5: {"web": 1.0}}}, "data.curriculum: has no effect without data.sources"),
+        ({"sources": TWO, "weights": {"web": 1.0, "boks": 1.0}}, "data.weights.boks: no source of data.sources has "
+         "this name; did you mean books?"),
+        ({"sources": TWO, "weights": {"web": 0.0, "books": 0.0}}, "data.weights: some source must have a weight"),
+        ({"sources": TWO, "weights": {"web": 1.0, "books": 0.0005}}, "data.weights: books: less than one sequence in "),
+        ({"sources": TWO, "weights": {"web": 1.0}}, "data.weights: books: never read; give a weight"),
+        ({"sources": TWO, "curriculum": {5000: {"web": 1.0}}}, "data.curriculum: steps 5000 lie after the last step"),
+        ({"picture_area": [0.5, 0.2]}, "data.picture_area: [0.5, 0.2] must be"),
+        ({"picture_size": 300}, "data.picture_size: 300 pixels cannot be cut out of data.picture_shorter 256"),
+        ({"stall_seconds": 120}, "data.stall_seconds: 120 is not below parallel.timeout_seconds 120"),
+    ],
+)  # fmt: skip
+def test_data_options_that_do_not_fit(data: dict[str, Any], message: str) -> None:
+    (found,) = problems(Config.model_validate({"data": data}), world_size=1)
+    assert found.startswith(message)
+
+
+def test_a_source_may_come_in_later() -> None:
+    data = {"sources": TWO, "weights": {"web": 1.0}, "curriculum": {500: {"books": 1.0}}}
+    assert problems(Config.model_validate({"data": data}), world_size=1) == []
 
 
 def test_warmup_is_measured_against_the_steps_that_are_trained() -> None:

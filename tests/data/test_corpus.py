@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from nt_pretrain.data import corpus
-from nt_pretrain.data.corpus import Split, decode_row, order_of
-from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.corpus import Split, order_of
+from nt_pretrain.data.errors import BadInput, DataError
+from nt_pretrain.data.manifest import file_sha256
+from nt_pretrain.data.shards import index_path, write_shard
+from nt_pretrain.data.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from tests.data.conftest import Sea
 
@@ -47,11 +51,20 @@ def test_an_index_of_another_shard_is_noticed(sea: Sea, tmp_path: Path) -> None:
     entries = [entry.documents for entry in sea.split().manifest.shards]
     other = next(number for number, documents in enumerate(entries) if documents != entries[0])
     shutil.copy(indices[other], indices[0])
-    with pytest.raises(DataError, match=rf"its index has {entries[other]} documents, the manifest {entries[0]}"):
+    with pytest.raises(BadInput, match="is not what the manifest lists") as error:
         Split.open(folder, load_tokenizer(sea.tokenizer)).text(0, 0)
+    assert error.value.kind == "damaged index"
+    assert not error.value.of_document
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"body": ""}', b'{"text": 5}', b"\xff"])
-def test_a_row_without_text_is_named(content: bytes) -> None:
-    with pytest.raises(DataError, match=r"a\.tar: document 3 is no row with a text"):
-        decode_row(content, Path("a.tar"), 3)
+def test_a_row_without_text_is_named(sea: Sea, tmp_path: Path, content: bytes) -> None:
+    write_shard(tmp_path / "a.tar", [b'{"text": "one"}', content], "jsonl")
+    manifest = sea.split().manifest
+    entry = replace(manifest.shards[0], name="a.tar", documents=2, bytes=(tmp_path / "a.tar").stat().st_size)
+    entry = replace(entry, index_sha256=file_sha256(index_path(tmp_path / "a.tar")))
+    split = Split(Folder(tmp_path), replace(manifest, shards=[entry]), None)
+    assert split.text(0, 0) == "one"
+    with pytest.raises(BadInput, match=r"a\.tar: document 1 is not a row with a text") as error:
+        split.text(0, 1)
+    assert error.value.of_document

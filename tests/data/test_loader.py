@@ -23,11 +23,12 @@ from torch import Tensor
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.loader import Batch, TrainLoader, unigram_counts, validation_batches
+from nt_pretrain.data.loader import Batch, TrainLoader
 from nt_pretrain.data.position import Position, merge
 from nt_pretrain.data.shards import index_path
 from nt_pretrain.data.text import PADDING
 from nt_pretrain.data.tokenizer import END, load_tokenizer
+from nt_pretrain.data.validation import unigram_counts, validation_batches
 from tests.data.conftest import Sea
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,8 +79,10 @@ def test_going_on_at_another_world_size_changes_no_token(sea: Sea, packing: str)
     assert done == 40
     assert position == last
     assert position.batch == 40
-    assert any(cursor.epoch for cursor in position.cursors.values()), "the test goes beyond an epoch"
-    assert packing == "truncate" or any(cursor.offset for cursor in position.cursors.values()), "and into a document"
+    assert any(cursor.epoch for cursor in position.cursors["data"].values()), "the test goes beyond an epoch"
+    assert packing == "truncate" or any(cursor.offset for cursor in position.cursors["data"].values()), (
+        "and into a document"
+    )
 
 
 def test_text_and_tokens_give_the_same_batches_where_the_shards_are_the_same(sea: Sea, tmp_path: Path) -> None:

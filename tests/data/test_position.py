@@ -11,12 +11,12 @@ from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.position import Plan, Position, merge
 from nt_pretrain.data.text import Cursor
 
-PLAN = Plan("f" * 32, "a" * 64, seed=1, lanes=4, window=5, sequence_length=24, packing="pack", global_batch=8)
-WHOLE = Position(PLAN, 7, {lane: Cursor(0, lane, 2 * lane) for lane in range(4)})
+PLAN = Plan({"data": "f" * 32}, "a" * 64, seed=1, lanes=4, window=5, sequence_length=24, packing="pack", global_batch=8)
+WHOLE = Position(PLAN, 7, {"data": {lane: Cursor(0, lane, 2 * lane, 2**64 - lane - 1) for lane in range(4)}})
 
 
 def of_lanes(*lanes: int) -> Position:
-    return replace(WHOLE, cursors={lane: WHOLE.cursors[lane] for lane in lanes})
+    return replace(WHOLE, cursors={"data": {lane: WHOLE.cursors["data"][lane] for lane in lanes}})
 
 
 def test_it_survives_json() -> None:
@@ -34,7 +34,7 @@ def test_ranks_make_one_position() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fingerprint": "0" * 32}, f"the data in data.path: {'f' * 32} -> {'0' * 32}"),
+        ({"fingerprints": {"data": "0" * 32}}, f"the data in data.path: {'f' * 32} -> {'0' * 32}"),
         ({"tokenizer": "b" * 64}, f"data.tokenizer: {'a' * 64} -> {'b' * 64}"),
         ({"seed": 2}, "run.seed: 1 -> 2"),
         ({"lanes": 8}, r"data.lanes \(or train.global_batch, from which it follows\): 4 -> 8"),
@@ -54,7 +54,26 @@ def test_all_differences_are_named_at_once() -> None:
 
 
 def test_a_larger_batch_goes_on_where_the_lanes_stand() -> None:
-    WHOLE.check(replace(PLAN, global_batch=16))
+    assert WHOLE.check(replace(PLAN, global_batch=16)) == []
+
+
+def test_changes_may_be_allowed_but_not_those_of_lanes() -> None:
+    other = replace(PLAN, seed=2, fingerprints={"data": "0" * 32})
+    assert WHOLE.check(other, allow_change=True) == WHOLE.differences(other)
+    assert len(WHOLE.differences(other)) == 2
+    with pytest.raises(DataError, match=r"go on all the same with data\.allow_change=true"):
+        WHOLE.check(other)
+    with pytest.raises(DataError, match=r"(?s)data\.lanes.*4 -> 8\nSet it back, or start a new run"):
+        WHOLE.check(replace(other, lanes=8), allow_change=True)
+
+
+def test_sources_that_came_and_went_are_named() -> None:
+    mixed = replace(PLAN, fingerprints={"web": "1" * 32, "books": "2" * 32})
+    other = replace(PLAN, fingerprints={"web": "1" * 32, "code": "3" * 32})
+    assert replace(WHOLE, plan=mixed).differences(other) == [
+        f"the data of data.sources.code: not there -> {'3' * 32}",
+        f"the data of data.sources.books: {'2' * 32} -> gone",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from nt_pretrain.data.documents import Problems
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.prepare import Recipe, check_same, is_prepared, prepare_text
+from nt_pretrain.data.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer
 from tests.data.conftest import Sea, texts, write_rows
 
@@ -30,7 +31,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def documents(out: Path, split: str) -> list[str]:
-    opened = Split(out / split, read_manifest(out / split), None)
+    opened = Split(Folder(out / split), read_manifest(out / split), None)
     return [opened.text(n, d) for n, shard in enumerate(opened.manifest.shards) for d in range(shard.documents)]
 
 
@@ -104,7 +105,7 @@ def test_url_and_timestamp_stand_in_the_shard(tmp_path: Path) -> None:
     rows = [{"text": text, "timestamp": "2019", "url": f"https://example.org/{text[:10]}"} for text in texts(30)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     make([tmp_path / "rows.jsonl"], tmp_path / "out")
-    opened = Split(tmp_path / "out" / "train", read_manifest(tmp_path / "out" / "train"), None)
+    opened = Split(Folder(tmp_path / "out" / "train"), read_manifest(tmp_path / "out" / "train"), None)
     assert json.loads(opened._shard(0).document(0)) in rows
 
 

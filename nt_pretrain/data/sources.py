@@ -1,0 +1,104 @@
+"""The sources of a run, opened: their splits and orders, what they hold, how they are mixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.corpus import Split, order_of
+from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.mixture import Mixture, phases_of
+from nt_pretrain.data.order import Order
+from nt_pretrain.data.position import Plan
+from nt_pretrain.data.store import Note, store_of
+from nt_pretrain.data.tokenizer import load_tokenizer
+
+ONLY = "data"
+"""Name of the source of a run that has one."""
+
+
+def paths_of(config: Config) -> dict[str, str]:
+    """Folder or URL of every source by name."""
+    data = config.data
+    return {name: path.rstrip("/") for name, path in (data.sources or {ONLY: data.path}).items()}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """One split (train or validation) of every source, in the order of their names in the configuration.
+
+    Attributes:
+        tokenizer: sha256 of the run's tokenizer; empty where the sources hold pictures.
+    """
+
+    names: tuple[str, ...]
+    splits: tuple[Split, ...]
+    tokenizer: str
+
+    @staticmethod
+    def open(config: Config, split: str, note: Note = lambda kind, words: None) -> Sources:
+        """Open a split of every source.
+
+        Raises:
+            DataError: one is not there, or they do not go together or with the tokenizer.
+        """
+        paths = paths_of(config)
+        stores = [store_of(config.data, f"{path}/{split}", note) for path in paths.values()]
+        manifests = [store.manifest() for store in stores]
+        pictures = [manifest.format == "images" for manifest in manifests]
+        if any(pictures) and not all(pictures):
+            raise DataError("data.sources: some hold pictures and some text; a run reads one or the other")
+        if all(pictures):
+            different = [store.location for store, each in zip(stores, manifests, strict=True)
+                         if each.classes != manifests[0].classes]  # fmt: skip
+            if different:
+                raise DataError(f"{', '.join(different)}: not the classes of {stores[0].location}")
+            splits = [Split(store, manifest, None) for store, manifest in zip(stores, manifests, strict=True)]
+            return Sources(tuple(paths), tuple(splits), "")
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        if tokenizer.size != config.model.vocab_size:
+            raise DataError(
+                f"{config.data.tokenizer} has {tokenizer.size} pieces, model.vocab_size is {config.model.vocab_size}; "
+                f"set model.vocab_size={tokenizer.size}"
+            )
+        splits = [Split.open(store, tokenizer, manifest) for store, manifest in zip(stores, manifests, strict=True)]
+        return Sources(tuple(paths), tuple(splits), tokenizer.sha256)
+
+    @property
+    def are_pictures(self) -> bool:
+        return self.splits[0].manifest.format == "images"
+
+    @property
+    def documents(self) -> dict[str, int]:
+        """Documents, or pictures, of an epoch of each source."""
+        return {name: split.manifest.documents for name, split in zip(self.names, self.splits, strict=True)}
+
+    def orders(self, config: Config) -> list[Order]:
+        """The order of each source.
+
+        Raises:
+            DataError: one has fewer documents than lanes.
+        """
+        # Sources of their own must not be permuted alike; the only one keeps the order it always had.
+        seeds = [config.run.seed + 1_000_003 * number for number in range(len(self.names))]
+        return [
+            order_of(split, seed=seed, lanes=config.lanes, window=config.data.window)
+            for split, seed in zip(self.splits, seeds, strict=True)
+        ]
+
+    def plan(self, config: Config) -> Plan:
+        data = config.data
+        fingerprints = {name: split.manifest.fingerprint for name, split in zip(self.names, self.splits, strict=True)}
+        return Plan(
+            fingerprints, self.tokenizer, config.run.seed, config.lanes, data.window,
+            0 if self.are_pictures else data.sequence_length, "" if self.are_pictures else data.packing,
+            config.train.global_batch,
+        )  # fmt: skip
+
+
+def mixture_of(config: Config) -> Mixture:
+    """Which source each sequence comes from."""
+    names = tuple(paths_of(config))
+    weights = config.data.weights or dict.fromkeys(names, 1.0)
+    phases = phases_of(names, weights, config.data.curriculum)
+    return Mixture(names, phases, config.run.seed, config.train.global_batch)

@@ -1,0 +1,196 @@
+"""The validation set of a run: the same sequences or pictures, each counted once, at every world size.
+
+What cannot be read ends the run: a validation over less than the set could not be compared with any other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.augment import evaluation_picture
+from nt_pretrain.data.corpus import Split
+from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.images import ImageError
+from nt_pretrain.data.mixture import Mixture
+from nt_pretrain.data.readers import settle_in
+from nt_pretrain.data.samples import NO_LABEL
+from nt_pretrain.data.sources import Sources, mixture_of
+from nt_pretrain.data.text import PADDING, Cursor, Sequence, packed, truncated
+
+
+def validation_batches(config: Config, *, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The fixed validation sequences as (tokens, documents) [S, T + 1]: the same set at every world size.
+
+    Every rank yields the same number of batches; sequences that only fill up a batch are all padding. Documents come in
+    the order of the shards, each once: where there is less text than ``eval.sequences``, what there is. Several sources
+    share the sequences by their weights at the last step.
+
+    Raises:
+        DataError: the validation split cannot be read, or holds less than one sequence.
+    """
+    size, length = config.eval.micro_batch, config.data.sequence_length + 1
+    sequences = _sequences(config)
+    filler = Sequence(np.zeros(length, np.int32), np.full(length, PADDING, np.int32), Cursor())
+    for first in range(rank * size, -(-len(sequences) // (world * size)) * world * size, world * size):
+        batch = sequences[first : first + size]
+        yield _stack(batch + [filler] * (size - len(batch)))
+
+
+def validation_pictures(config: Config, *, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The fixed validation pictures as pixels [S, 3, H, W] (uint8, channels_last) and labels [S] (int64).
+
+    The same set at every world size, in the order of the shards; every rank yields the same number of batches, filled
+    up with black pictures of label -100. Decoded by ``data.workers`` processes.
+
+    Raises:
+        DataError: the validation split cannot be read.
+    """
+    sources = Sources.open(config, "validation")
+    assert sources.are_pictures, "text has no pictures"
+    size, total = config.eval.micro_batch, sum(sources.documents.values())
+    if config.eval.sequences:
+        total = min(total, config.eval.sequences)
+    firsts = range(rank * size, -(-total // (world * size)) * world * size, world * size)
+    pictures = _Pictures(config, tuple(firsts), total)
+    loader = DataLoader(
+        pictures,
+        batch_size=None,
+        num_workers=config.data.workers,
+        worker_init_fn=settle_in,
+        multiprocessing_context=multiprocessing.get_context("forkserver") if config.data.workers else None,
+    )
+    for pixels, labels, error in loader:
+        if error:
+            raise DataError(error)
+        yield pixels.permute(0, 3, 1, 2), labels
+
+
+@dataclass
+class _Pictures(Dataset[Any]):
+    """Validation batches of one rank by number: (pixels [S, H, W, 3], labels [S], what is wrong)."""
+
+    config: Config
+    firsts: tuple[int, ...]
+    total: int
+    _places: list[tuple[Split, int, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
+        data, size = self.config.data, self.config.eval.micro_batch
+        pixels = torch.zeros(size, data.picture_size, data.picture_size, 3, dtype=torch.uint8)
+        labels = torch.full((size,), NO_LABEL)
+        try:
+            if not self._places:  # opened by the process that reads
+                splits = Sources.open(self.config, "validation").splits
+                self._places = [(split, *place) for split in splits for place in _places(split)]
+            first = self.firsts[number]
+            for row, (split, shard, document) in enumerate(self._places[first : min(first + size, self.total)]):
+                content, label = split.picture(shard, document)
+                try:
+                    picture = evaluation_picture(content, size=data.picture_size, shorter=data.picture_shorter)
+                except ImageError as error:
+                    name = split.manifest.shards[shard].name
+                    return pixels, labels, f"{split.location}/{name}: picture {document}: {error}"
+                pixels[row], labels[row] = picture.permute(1, 2, 0), label
+        except DataError as error:
+            # As text: exceptions lose their type on the way out of a reader process.
+            return pixels, labels, str(error)
+        return pixels, labels, ""
+
+
+def unigram_counts(config: Config, limit: int) -> np.ndarray:
+    """How often each token occurs in the first ``limit`` training tokens, in the order of the shards.
+
+    Several sources share the tokens by their weights at the last step. Returns [vocabulary] int64.
+
+    Raises:
+        DataError: the training split cannot be read.
+    """
+    sources = Sources.open(config, "train")
+    counts = np.zeros(config.model.vocab_size, dtype=np.int64)
+    for split, share in zip(sources.splits, _shares(mixture_of(config), config.total_steps, limit), strict=True):
+        seen = 0
+        for shard, document in _places(split):
+            if seen >= share:
+                break
+            tokens = split.tokens(shard, document)[: share - seen]
+            counts += np.bincount(tokens, minlength=len(counts))
+            seen += len(tokens)
+    return counts
+
+
+class _AllRead(Exception):
+    """Every validation document was read once."""
+
+
+def _sequences(config: Config) -> list[Sequence]:
+    """The first ``eval.sequences`` whole sequences of the validation splits."""
+    sources = Sources.open(config, "validation")
+    wanted = config.eval.sequences
+    shares = _shares(mixture_of(config), config.total_steps, wanted) if wanted else [0] * len(sources.splits)
+    found: list[Sequence] = []
+    for split, share in zip(sources.splits, shares, strict=True):
+        if share or not wanted:
+            some = _first_sequences(split, config, share)
+            if not some:
+                raise DataError(
+                    f"{split.location}: less than one sequence of {config.data.sequence_length} tokens; prepare more "
+                    "text or a larger --validation-share"
+                )
+            found += some
+    return found
+
+
+def _first_sequences(split: Split, config: Config, count: int) -> list[Sequence]:
+    """The first ``count`` whole sequences of a split; 0: all."""
+    places = list(_places(split))
+
+    def read(cursor: Cursor) -> np.ndarray:
+        if cursor.document == len(places):
+            raise _AllRead
+        return split.tokens(*places[cursor.document])
+
+    def following(cursor: Cursor) -> Cursor:
+        return Cursor(0, cursor.document + 1)
+
+    make = packed if config.data.packing == "pack" else truncated
+    found: list[Sequence] = []
+    try:
+        for sequence in make(read, following, Cursor(), config.data.sequence_length):
+            found.append(sequence)
+            if len(found) == count:
+                break
+    except _AllRead:
+        pass
+    return found
+
+
+def _places(split: Split) -> Iterator[tuple[int, int]]:
+    """(shard, document) of every document of a split, in the order of the shards."""
+    return ((n, document) for n, shard in enumerate(split.manifest.shards) for document in range(shard.documents))
+
+
+def _shares(mixture: Mixture, step: int, whole: int) -> list[int]:
+    """``whole`` in the shares of the sources at a step; what rounding leaves goes to the first."""
+    if len(mixture.names) == 1:
+        return [whole]
+    counts = next(counts for first, counts in reversed(mixture.phases) if first <= step)
+    shares = [whole * count // sum(counts) for count in counts]
+    shares[shares.index(max(shares))] += whole - sum(shares)
+    return shares
+
+
+def _stack(sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
+    tokens = torch.from_numpy(np.stack([each.tokens for each in sequences]).astype(np.int32, copy=False))
+    return tokens, torch.from_numpy(np.stack([each.documents for each in sequences]))
