@@ -199,8 +199,10 @@ class DataSection(Section):
     allow_change: bool = Field(
         False, description="Go on from a checkpoint although data, tokenizer or order changed; recorded as an event."
     )
-    stall_seconds: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="A reader process that hands nothing over for so long is replaced."
+    stall_seconds: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="A reader process that hands nothing over for so long is replaced; 0: half of "
+        "parallel.timeout_seconds.",
     )
     reader_restarts: NonNegative = Field(
         3, description="Times that dead or stalled readers are replaced for one batch before the run stops."
@@ -273,6 +275,11 @@ class Config(Section):
     def lanes(self) -> int:
         """Parallel streams of the data order: ``data.lanes``, or what its default stands for."""
         return self.data.lanes or math.gcd(self.train.global_batch, 64)
+
+    @property
+    def stall_seconds(self) -> float:
+        """``data.stall_seconds``, or what its default stands for."""
+        return self.data.stall_seconds or self.parallel.timeout_seconds / 2
 
     @property
     def warmup_steps(self) -> int:

@@ -27,7 +27,7 @@ from nt_pretrain.data.sources import Sources, mixture_of
 from nt_pretrain.data.text import Cursor
 
 POLL_SECONDS = 2.0
-"""How often a rank that waits looks whether its reader is alive."""
+"""How often a rank that waits looks whether its readers are alive."""
 _SIGN = 1 << 63
 
 
@@ -73,7 +73,7 @@ def from_numbers(values: list[int]) -> Cursor:
 
 
 class _Reader(IterableDataset[Part]):
-    """In each reader process: for every batch the samples of the lanes that this process serves.
+    """In each reader process: its parts of the batches.
 
     Args:
         cursors: of each source and each lane of the rank.
@@ -87,74 +87,92 @@ class _Reader(IterableDataset[Part]):
 
     def __iter__(self) -> Iterator[Part]:
         info = get_worker_info()
-        lanes = sorted(next(iter(self._cursors.values())))
-        mine = lanes[info.id :: info.num_workers] if info else lanes
-        row = self._progress[info.id if info else 0].numpy()
+        reader, readers = (info.id, info.num_workers) if info else (0, 1)
+        row = self._progress[reader].numpy()
 
         def at(source: int, shard: int, document: int) -> None:
             row[:] = (source, shard, document, time.monotonic_ns())
 
-        reading = Reading(at)
-        try:
-            pipelines = self._pipelines(mine, reading)
-            while True:
-                yield self._next(pipelines, reading)
-        except (DataError, OSError) as error:
-            # Exceptions lose their type and gain a traceback on the way out of a reader process.
-            yield Part((), _NOTHING, to_tensor(reading.take()), str(error))
+        return parts_of(self._config, self._cursors, reader, readers, self._first_step, Reading(at))
 
-    def _pipelines(self, lanes: list[int], reading: Reading) -> list[Iterator[tuple[Sample, list[Cursor]]]]:
-        config = self._config
-        # Lanes share one tokenizer and the open shards, or files would be open lanes times over.
-        sources = Sources.open(config, "train", reading.note)
-        orders, mixture = sources.orders(config), mixture_of(config)
-        per_step = config.train.global_batch // config.lanes
-        pipelines = []
-        for number in lanes:
-            samples = []
-            for source, (name, split, order) in enumerate(zip(sources.names, sources.splits, orders, strict=True)):
-                most = int(config.data.max_bad_fraction * split.manifest.documents)
-                samples.append(samples_of(Lane(source, name, split, order, number, reading, most), split, config))
-            cursors = [self._cursors[name][number] for name in sources.names]
-            stage = LaneSource(samples, cursors, mixture, number, per_step, self._first_step)
-            pipelines.append(iter(webdataset.DataPipeline(stage)))
-        return pipelines
 
-    def _next(self, pipelines: list[Iterator[tuple[Sample, list[Cursor]]]], reading: Reading) -> Part:
-        each = self._config.train.global_batch // self._config.lanes
-        made = [[next(pipeline) for _ in range(each)] for pipeline in pipelines]
-        columns = zip(*(sample.arrays for lane in made for sample, _ in lane), strict=True)
-        arrays = [torch.from_numpy(np.stack(column)) for column in columns]
-        shaped = tuple(array.view(len(pipelines), each, *array.shape[1:]) for array in arrays)
-        cursors = torch.tensor([[to_numbers(cursor) for cursor in lane[-1][1]] for lane in made])
-        return Part(shaped, cursors, to_tensor(reading.take()))
+def parts_of(
+    config: Config, cursors: Cursors, reader: int, readers: int, first_step: int, reading: Reading
+) -> Iterator[Part]:
+    """The parts of reader ``reader`` of ``readers``: those of every readers-th lane of ``cursors``, from it on."""
+    lanes = sorted(next(iter(cursors.values())))[reader::readers]
+    try:
+        pipelines = _pipelines(config, cursors, lanes, first_step, reading)
+        while True:
+            yield _next_part(config, pipelines, reading)
+    except (DataError, OSError) as error:
+        # Exceptions lose their type and gain a traceback on the way out of a reader process.
+        yield Part((), _NOTHING, to_tensor(reading.take()), str(error))
+
+
+def _pipelines(
+    config: Config, cursors: Cursors, lanes: list[int], first_step: int, reading: Reading
+) -> list[Iterator[tuple[Sample, list[Cursor]]]]:
+    # Lanes share one tokenizer and the open shards, or files would be open lanes times over.
+    sources = Sources.open(config, "train", reading.note)
+    orders, mixture = sources.orders(config), mixture_of(config)
+    per_step = config.train.global_batch // config.lanes
+    pipelines = []
+    for number in lanes:
+        samples = []
+        for source, (name, split, order) in enumerate(zip(sources.names, sources.splits, orders, strict=True)):
+            most = int(config.data.max_bad_fraction * split.manifest.documents)
+            samples.append(samples_of(Lane(source, name, split, order, number, reading, most), split, config))
+        of_lane = [cursors[name][number] for name in sources.names]
+        stage = LaneSource(samples, of_lane, mixture, number, per_step, first_step)
+        pipelines.append(iter(webdataset.DataPipeline(stage)))
+    return pipelines
+
+
+def _next_part(config: Config, pipelines: list[Iterator[tuple[Sample, list[Cursor]]]], reading: Reading) -> Part:
+    each = config.train.global_batch // config.lanes
+    made = [[next(pipeline) for _ in range(each)] for pipeline in pipelines]
+    columns = zip(*(sample.arrays for lane in made for sample, _ in lane), strict=True)
+    arrays = [torch.from_numpy(np.stack(column)) for column in columns]
+    shaped = tuple(array.view(len(pipelines), each, *array.shape[1:]) for array in arrays)
+    cursors = torch.tensor([[to_numbers(cursor) for cursor in lane[-1][1]] for lane in made])
+    return Part(shaped, cursors, to_tensor(reading.take()))
 
 
 class Readers:
     """The reader processes of one rank from given cursors on; an iterator of the parts of each batch.
 
     With 0 workers the calling process reads itself.
+
+    Args:
+        warn: told of a reader that is slow, in another thread.
     """
 
     def __init__(self, config: Config, cursors: Cursors, first_step: int, warn: Callable[[str], None]) -> None:
         self.count = min(config.data.workers, len(next(iter(cursors.values()))))
-        self._stall_seconds, self._warn, self._warned = config.data.stall_seconds, warn, False
+        self._stall_seconds, self._warn = config.stall_seconds, warn
         self._progress = torch.zeros(max(1, self.count), 4, dtype=torch.int64).share_memory_()
         self._names = tuple(cursors)
         reader = _Reader(config, cursors, first_step, self._progress)
         self._parts: Any = iter(_processes(reader, self.count, config.data.prefetch_batches))
+        self._waiting: tuple[int, float] | None = None
+        self._stalled = ""
+        self._closed = threading.Event()
+        if self.count:
+            threading.Thread(target=self._watch, name="watch readers", daemon=True).start()
 
     def parts(self) -> list[Part]:
         """The parts of the next batch, in the order of the readers.
 
         Raises:
-            ReaderLost: a reader has died, or hands nothing over.
+            ReaderLost: a reader has died, or handed nothing over and was ended.
             DataError: a reader met what the run cannot do without.
         """
         return [self._part(reader) for reader in range(max(1, self.count))]
 
     def close(self) -> None:
         """End the processes, also those that do not listen any more."""
+        self._closed.set()
         if not self.count:
             return
         for process in self._parts._workers:
@@ -164,44 +182,56 @@ class Readers:
         self._parts._shutdown_workers()
 
     def _part(self, reader: int) -> Part:
-        begin = time.monotonic()
-        while True:
-            try:
-                part: Part = next(self._parts)
-            except (RuntimeError, OSError, EOFError) as error:
-                # OSError and EOFError: it died with its part made but not fetched.
-                text = str(error)
-                if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
-                    self._look(reader, time.monotonic() - begin)
-                    continue
-                if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in text:
-                    raise
-                raise ReaderLost(
-                    "reader died", f"a reader process ended unexpectedly ({text or repr(error)})"
-                ) from None
-            self._warned = False
-            if part.error:
-                raise DataError(part.error)
-            return part
+        self._waiting = reader, time.monotonic()
+        try:
+            while True:
+                try:
+                    part: Part = next(self._parts)
+                except (RuntimeError, OSError, EOFError) as error:
+                    # OSError and EOFError: it died with its part made but not fetched.
+                    text = str(error)
+                    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+                        continue
+                    if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in text:
+                        raise
+                    if self._stalled:
+                        raise ReaderLost("reader stalled", self._stalled) from None
+                    words = f"a reader process ended unexpectedly ({text or repr(error)})"
+                    raise ReaderLost("reader died", words) from None
+                if part.error:
+                    raise DataError(part.error)
+                return part
+        finally:
+            self._waiting = None
 
-    def _look(self, reader: int, waited: float) -> None:
-        """What to do about a reader that has been waited for: nothing yet, warn, or give it up."""
-        if waited < self._stall_seconds / 2 or (self._warned and waited < self._stall_seconds):
-            return
+    def _watch(self) -> None:
+        """In a thread: warn of a reader that is waited for, and end it when it is waited for too long.
+
+        Not the waiting itself does this: a part that is announced is fetched from its reader, and that has no timeout.
+        """
+        warned = None
+        while not self._closed.wait(min(0.5, self._stall_seconds / 8)):
+            waiting = self._waiting
+            if waiting is None:
+                continue
+            waited = time.monotonic() - waiting[1]
+            if waited >= self._stall_seconds and not self._stalled:
+                self._stalled = self._words(waiting[0], waited)
+                self._parts._workers[waiting[0]].kill()
+            elif waited >= self._stall_seconds / 2 and warned != waiting:
+                warned = waiting
+                self._warn(self._words(waiting[0], waited))
+
+    def _words(self, reader: int, waited: float) -> str:
         source, shard, document, when = self._progress[reader].tolist()
-        process = self._parts._workers[reader]
         name = f" of source {self._names[source]}" if len(self._names) > 1 else ""
         last = (
             f"it began document {document} of shard {shard}{name} {time.monotonic() - when / 1e9:.0f} s ago"
             if when
             else "it has not begun any document"
         )
-        who = f"reader {reader} of {self.count} (process {process.pid})"
-        words = f"{who} has handed over nothing for {waited:.0f} s; {last}"
-        if waited >= self._stall_seconds:
-            raise ReaderLost("reader stalled", words)
-        self._warned = True
-        self._warn(words)
+        pid = self._parts._workers[reader].pid
+        return f"reader {reader} of {self.count} (process {pid}) has handed over nothing for {waited:.0f} s; {last}"
 
 
 def _processes(reader: _Reader, workers: int, prefetch: int) -> DataLoader[Part]:

@@ -11,8 +11,11 @@ import pytest
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.corpus import Split
+from nt_pretrain.data.image_plan import ImageRecipe
 from nt_pretrain.data.prepare import Recipe, prepare_text
+from nt_pretrain.data.prepare_images import ImageInputs, prepare_images
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
+from tests.data.photos import write_classes
 
 WORDS = [
     "and",
@@ -81,6 +84,38 @@ class Sea:
 
     def split(self) -> Split:
         return Split.open(self.text / "train", load_tokenizer(self.tokenizer))
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A folder of prepared pictures in three classes, of several shards."""
+
+    pictures: Path
+
+    def config(
+        self,
+        *,
+        data: dict[str, object] | None = None,
+        global_batch: int = 8,
+        validation: dict[str, object] | None = None,
+    ) -> Config:
+        options = {"path": str(self.pictures), "picture_size": 24, "picture_shorter": 32, "window": 5, "lanes": 4}
+        return Config.model_validate(
+            {
+                "train": {"global_batch": global_batch, "micro_batch": 1},
+                "data": {**options, "workers": 0, "prefetch_batches": 2, **(data or {})},
+                "eval": {"sequences": 0, "micro_batch": 4, **(validation or {})},
+            }
+        )
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    folder = tmp_path_factory.mktemp("gallery")
+    write_classes(folder / "train", 17)
+    recipe = ImageRecipe("gallery", shard_bytes=12_000, validation_share=0.3)
+    prepare_images(ImageInputs(folder / "train"), folder / "pictures", recipe, 1, lambda *_: None)
+    return Gallery(folder / "pictures")
 
 
 @pytest.fixture(scope="session")
