@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 FAULTS = ("503", "429", "404", "403", "drop", "flip", "trickle", "no range", "stall", "short", "long", "reset")
 """503, 429, 404, 403: the answer. drop: the connection ends after half the bytes. flip: one bit is wrong. trickle: 320
@@ -110,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
-        name, asked = self.path.lstrip("/"), self.headers.get("Range")
+        name, asked = self._name(), self.headers.get("Range")
         with self.flaky.lock:
             fault = self.flaky.choose(name, self.flaky.requests[name])
             self.flaky.requests[name] += 1
@@ -165,8 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
         with self.flaky.lock:
             self.flaky.sent[name] += len(part)
 
+    def _name(self) -> str:
+        return unquote(self.path).lstrip("/")
+
     def _file(self) -> Path | None:
-        path = (self.flaky.folder / self.path.lstrip("/")).resolve()
+        path = (self.flaky.folder / self._name()).resolve()
         return path if path.is_file() and path.is_relative_to(self.flaky.folder.resolve()) else None
 
     def log_message(self, format: str, *args: object) -> None:
