@@ -190,7 +190,9 @@ def test_other_bytes_at_the_server_are_a_changed_shard(store: Store) -> None:
     assert store.held() == []
 
 
-@pytest.mark.parametrize(("fault", "kind"), [("404", "missing shard"), ("503", "unreachable shard")])
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("404", "missing shard"), ("503", "unreachable shard"), ("flip", "unreachable shard")]
+)
 def test_errors_of_the_server_come_through(store: Store, fault: str, kind: str) -> None:
     store.server.always(fault)
     with pytest.raises(BadInput) as raised:
