@@ -1,8 +1,9 @@
 """The folder of the cache: what lies in it, who works on it, and what goes when there is no room.
 
 Per entry ``KEY`` (complete), ``KEY.SIZE.part`` (on its way to SIZE bytes) and, while somebody works on it,
-``KEY.lock``. Who changes more than one entry holds the lock of the folder. A part whose lock is held has its room reserved;
-one whose lock is free was left by a process that died or gave up. Locks are flocks: the kernel frees those of a dead process.
+``KEY.lock``. Who changes more than one entry holds the lock of the folder. A part whose lock is held has its room
+reserved; one whose lock is free was left by a process that died or gave up. Locks are flocks: the kernel frees those
+of a dead process.
 """
 
 from __future__ import annotations

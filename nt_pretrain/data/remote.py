@@ -252,7 +252,10 @@ def _open(url: str, patience: Patience) -> Any:
         }
     if protocol == "memory":
         return fsspec.filesystem(protocol)
-    return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+    system = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+    if protocol in ("s3", "s3a"):
+        system.retries = 1  # attempts of s3fs: a fault is retried by the reader, where it is noted
+    return system
 
 
 def _wait(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, deadline: float) -> Any:

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 FAULTS = ("503", "429", "404", "403", "drop", "flip", "trickle", "no range", "stall", "short", "long", "reset")
-"""503, 429, 404, 403: the answer. drop: the connection ends after half the bytes. flip: one bit is wrong. trickle: 320
-bytes a second. no range: the whole file, whatever was asked for. stall: nothing at all. short, long: fewer or more
-bytes than asked for, in an answer that is whole. reset: the connection ends before the answer."""
+"""503, 429, 404, 403: the answer. drop: the connection ends after half the bytes. flip: one bit is wrong, another one
+every time. trickle: 320 bytes a second. no range: the whole file, whatever was asked for. stall: nothing at all. short,
+long: fewer or more bytes than asked for, in an answer that is whole. reset: the connection ends before the answer."""
 
 Choose = Callable[[str, int], str | None]
 """From the name of a file and the number of GET requests for it before: the fault of this request, or none."""
@@ -110,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
-        name, asked = self.path.lstrip("/"), self.headers.get("Range")
+        name, asked = self._name(), self.headers.get("Range")
         with self.flaky.lock:
             fault = self.flaky.choose(name, self.flaky.requests[name])
             self.flaky.requests[name] += 1
@@ -138,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = bytearray(content[start:stop])
         if fault == "flip" and body:
-            body[len(body) // 2] ^= 4
+            body[self.flaky.requests[name] * 7919 % len(body)] ^= 4  # never twice the same, as on the way
         if fault == "short":
             body = body[: len(body) // 2]
         if fault == "long":
@@ -165,8 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
         with self.flaky.lock:
             self.flaky.sent[name] += len(part)
 
+    def _name(self) -> str:
+        return unquote(self.path).lstrip("/")
+
     def _file(self) -> Path | None:
-        path = (self.flaky.folder / self.path.lstrip("/")).resolve()
+        path = (self.flaky.folder / self._name()).resolve()
         return path if path.is_file() and path.is_relative_to(self.flaky.folder.resolve()) else None
 
     def log_message(self, format: str, *args: object) -> None:
