@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.errors import BadInput, DataError
-from nt_pretrain.data.faults import Fault
+from nt_pretrain.data.faults import WHOLE_SHARD, Fault
 from nt_pretrain.data.order import MASK, Order, digest_of
 from nt_pretrain.data.text import Cursor
 
@@ -24,15 +25,21 @@ class Reading:
     """
 
     at: Callable[[int, int, int], None] = lambda source, shard, document: None
-    faults: list[Fault] = field(default_factory=list)
+    _faults: list[Fault] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, kind: str, words: str) -> None:
-        """Something that was mended, such as a read that was tried again."""
-        self.faults.append(Fault(kind, words))
+        """Something that was mended, such as a read that was tried again; also by the thread that fetches ahead."""
+        self.met(Fault(kind, words))
+
+    def met(self, fault: Fault) -> None:
+        with self._lock:
+            self._faults.append(fault)
 
     def take(self) -> list[Fault]:
         """Faults since the last call."""
-        taken, self.faults = self.faults, []
+        with self._lock:
+            taken, self._faults = self._faults, []
         return taken
 
 
@@ -70,8 +77,8 @@ class Lane:
                     f"{self._split.location} may be lost in an epoch (data.max_bad_fraction)."
                 ) from None
             name = self._split.manifest.shards[shard].name
-            where = document if error.of_document else -1
-            self._reading.faults.append(Fault(error.kind, str(error), 1, self._name, name, where, cursor.epoch))
+            where = document if error.of_document else WHOLE_SHARD
+            self._reading.met(Fault(error.kind, str(error), 1, self._name, name, where, cursor.epoch))
             return instead
 
     def following(self, cursor: Cursor) -> Cursor:
