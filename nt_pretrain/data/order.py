@@ -58,7 +58,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Window:
-    """Shard and document of each place of a window. Python's own arrays: those of numpy are slow to index, lists large."""
+    """Shard and document of each place of a window; numpy's arrays are slow to index, lists large."""
 
     epoch: int
     number: int
