@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import webdataset
@@ -35,7 +35,9 @@ from nt_pretrain.data.tokenizer import Tokenizer, load_tokenizer, train_tokenize
 
 LANES, WINDOW = 4, 4096
 MEMBERS, PICTURES = 5_000, 2_000
-TRAINING_MB = 30.0
+TRAINING_MB, MADE_MB = 30.0, 8.0
+PREPARED = 30e6
+"""Prepared tokens read in a round."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,18 @@ class Race:
         return {name: value * same for name, value in ratio(self.times, self.peer, self.ours).items()}
 
     def lines(self) -> list[str]:
-        found = self.ratio()
-        verdict = "met" if found["cpu"] >= self.target else "MISSED"
         lines = [f"{self.name} ({self.unit} per CPU-second, median of {len(self.times[self.ours])} rounds)"]
         for name in self.variants:
-            times = f"x{self.rate(name) / self.rate(self.peer):.2f}"
-            lines.append(f"  {name:44s} {self.rate(name):>13,.0f}  {times:>8s}")
-        spread = f"{found['least']:.2f} to {found['largest']:.2f}"
-        lines.append(f"  ours / {self.peer}: {found['cpu']:.2f} ({spread}), target {self.target:g}: {verdict}")
+            lines.append(f"  {name:44s} {self.rate(name):>13,.0f}  x{self.rate(name) / self.rate(self.peer):.2f}")
         return lines
+
+    def row(self) -> list[str]:
+        """Of the table: what, rates of ours and the peer, their ratio, its spread, the target and whether it is met."""
+        found = self.ratio()
+        rates = f"{self.rate(self.ours):,.0f}", f"{self.rate(self.peer):,.0f}"
+        spread = f"{found['least']:.2f} to {found['largest']:.2f}"
+        verdict = "met" if found["cpu"] >= self.target else "MISSED"
+        return [self.name, *rates, f"{found['cpu']:.2f}", spread, f"{self.target:g}", verdict]
 
 
 # The pipeline: all of ours that is timed. A change of the loader's parts changes these two functions.
@@ -177,7 +182,7 @@ def races_of_tokens(folder: Path, texts: list[str], tokenizer: Tokenizer, length
     tokens = Split(folder / "tokens", prepared, None)
     # So few texts may be fewer than lanes; a run says so, here there is one lane then.
     order = order_of(text, seed=0, lanes=min(LANES, len(texts)), window=WINDOW)
-    epochs = max(1, round(30e6 / total))
+    epochs = max(1, round(PREPARED / total))
     alone = {
         "SentencePiece, a list of texts, numpy": lambda: _drop(encode(texts, out_type="numpy", num_threads=1)),
         "SentencePiece, a list of texts": lambda: _drop(encode(texts, num_threads=1)),
@@ -204,13 +209,33 @@ def _drop(_: object) -> None:
     pass
 
 
+def race_of_crops(name: str, jpegs: list[bytes], repeats: int) -> Race:
+    """The race that the verb `images` runs, as it came out."""
+    found = bench_images(name, jpegs, repeats)
+    times = cast(Times, found["times"])
+    work = dict.fromkeys(times, float(len(jpegs)))
+    variants: dict[str, Callable[[], None]] = {each: lambda: None for each in (next(iter(times)), "Pillow alone")}
+    return Race(f"JPEG to a crop of 224, {name}", "images", 1.8, variants, work, times)
+
+
+def table(races: list[Race]) -> list[str]:
+    head = ["per CPU-second of one core", "ours", "peer", "ratio", "least to largest", "target", ""]
+    rows = [head, *(race.row() for race in races)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    sides = ["<", ">", ">", ">", ">", ">", "<"]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def bench_data(options: DataOptions, repeats: int) -> dict[str, object]:
     """Run everything and print it; returns the timings for JSON.
 
     Raises:
         DataError: the texts are not there, or too few for the tokenizer.
     """
-    texts = read_texts(options.text) if options.text else made_texts(max(8.0, options.megabytes))
+    texts = read_texts(options.text) if options.text else made_texts(max(MADE_MB, options.megabytes))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "bench.model"
@@ -224,22 +249,33 @@ def bench_data(options: DataOptions, repeats: int) -> dict[str, object]:
         for race in races:
             race.run(repeats)
             print("\n".join(race.lines()), flush=True)
-        crops = [bench_images(name, jpegs, repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
+        pictures, tokenising, prepared = races[0], races[2], races[3]
+        crops = [race_of_crops(*jpegs, repeats) for jpegs in jpeg_sets(options.jpegs).items()]
         far = resume_far(folder / "far", tokenizer, options.length)
-    print(f"\n{len(timed):,} texts of {sum(map(len, timed)) / len(timed):,.0f} characters on average were tokenised")
+    average = sum(map(len, timed)) / len(timed)
+    print(f"{len(timed):,} texts of {average:,.0f} characters on average were tokenised ({options.kind})\n")
+    print("\n".join(table(races + crops)))
+    both = [1 / (1 / pictures.rate(pictures.ours) + 1 / race.rate(race.ours)) for race in crops]
+    sizes = [f"{rate:,.0f} images/s ({race.name.rpartition(', ')[2]})" for rate, race in zip(both, crops, strict=True)]
+    print(
+        f"\nA core feeds {tokenising.rate(tokenising.ours):,.0f} tokens/s tokenised on the way, "
+        f"{prepared.rate(prepared.ours):,.0f} prepared; read, decoded and cropped "
+        + ", ".join(
+            f"{rate:,.0f} images/s ({race.name.rpartition(', ')[2]})" for rate, race in zip(both, crops, strict=True)
+        )
+    )
     return {
-        "races": {race.name: {"times": race.times, "work": race.work, "ratio": race.ratio()} for race in races},
-        "crops": crops,
+        "races": {race.name: {"times": race.times, "work": race.work, **race.ratio()} for race in races + crops},
         "far": far,
         "machine": platform.processor(),
     }
 
 
 def resume_far(folder: Path, tokenizer: Tokenizer, length: int) -> dict[str, float]:
-    made = write_far_corpus(folder)
+    made = len(write_far_corpus(folder))
     found = go_on_far(folder, tokenizer, length)
     print(
-        f"going on at document {SAMPLE:,} of {SHARDS:,} shards: manifest {found.manifest_seconds:.2f} s, then "
-        f"{found.first_seconds * 1e3:.0f} ms to a sequence of every lane; {len(found.shards)} shards opened"
+        f"going on at document {SAMPLE:,} of {SHARDS:,} shards: {found.manifest_seconds:.2f} s for the manifest, then "
+        f"{found.first_seconds * 1e3:.0f} ms to a sequence of every lane; only {made} of the shards exist here"
     )
-    return {"manifest": found.manifest_seconds, "first": found.first_seconds, "shards": len(made)}
+    return {"manifest": found.manifest_seconds, "first": found.first_seconds, "shards": made}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,6 @@ class FarRun:
     manifest_seconds: float
     first_seconds: float
     sequences: list[Sequence]
-    shards: list[int]
 
 
 def write_far_corpus(folder: Path) -> list[int]:
@@ -48,10 +48,16 @@ def write_far_corpus(folder: Path) -> list[int]:
     return touched
 
 
-def go_on_far(folder: Path, tokenizer: Tokenizer, length: int) -> FarRun:
-    """Read one sequence of every lane at SAMPLE, as a run does that is started there."""
+def go_on_far(
+    folder: Path, tokenizer: Tokenizer, length: int, known_manifest: Callable[[], None] = lambda: None
+) -> FarRun:
+    """Read one sequence of every lane at SAMPLE, as a run does that is started there.
+
+    ``known_manifest`` is called once the manifest is read.
+    """
     begin = time.perf_counter()
     split = Split(folder, read_manifest(folder), tokenizer)
+    known_manifest()
     known = time.perf_counter()
     order = order_of(split, seed=SEED, lanes=LANES, window=WINDOW)
     sequences = []
@@ -63,4 +69,4 @@ def go_on_far(folder: Path, tokenizer: Tokenizer, length: int) -> FarRun:
         cursor = Cursor(0, SAMPLE // LANES)
         sequences.append(next(packed(read, order.lane_documents(lane), cursor, length)))
     first = time.perf_counter() - known
-    return FarRun(known - begin, first, sequences, sorted(split._open))
+    return FarRun(known - begin, first, sequences)

@@ -110,7 +110,7 @@ def test_numbers_follow_the_manifest() -> None:
 
 
 def test_the_digest_is_that_of_splitmix64() -> None:
-    """First numbers of the published generator at seeds 0 and 1234567; other values make digests of older runs wrong."""
+    """The published generator's first numbers at seeds 0 and 1234567; others make digests of older runs wrong."""
     assert digest_of(0) == 0xE220A8397B1DCDAF
     assert digest_of(1234567) == 6457827717110365317
     assert digest_of(2**63) < 2**64

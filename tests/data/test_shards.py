@@ -136,7 +136,7 @@ def test_another_index_than_the_manifests_is_refused(shard: Path) -> None:
 def test_an_index_that_points_outside_its_shard_asks_for_no_memory(shard: Path, values: dict[str, int]) -> None:
     write_index(shard, 599, **values)
     tracemalloc.start()
-    with pytest.raises(BadInput, match="000000.idx.npy puts document 599 at bytes") as error:
+    with pytest.raises(BadInput, match=r"000000\.idx\.npy puts document 599 at bytes") as error:
         Shard.open(shard, bytes=shard.stat().st_size)
     assert kind_of(error) == "damaged index"
     opened = Shard.open(shard)
@@ -181,7 +181,7 @@ def test_no_index_makes_it_fail_in_another_way(shard: Path, data: st.DataObject)
 def test_a_shard_cut_off_while_it_is_open_says_so(shard: Path) -> None:
     opened = Shard.open(shard, bytes=shard.stat().st_size)
     os.truncate(shard, int(opened.index[300]["offset"]) + 5)
-    with pytest.raises(BadInput, match="document 300 .* is damaged: the file ends before it") as error:
+    with pytest.raises(BadInput, match=r"document 300 .* is damaged: the file ends before it") as error:
         opened.document(300)
     assert kind_of(error) == "truncated shard"
     assert opened.document(299) == ROWS[299]
@@ -210,7 +210,7 @@ def test_kinds_of_what_is_missing_and_damaged(shard: Path) -> None:
     assert kind_of(error) == "damaged document"
     for file in (index_path(shard), shard):
         file.unlink()
-        with pytest.raises(BadInput, match="cannot be opened: .*No such file") as error:
+        with pytest.raises(BadInput, match=r"cannot be opened: .*No such file") as error:
             Shard.open(shard)
         assert kind_of(error) == "missing shard"
 
