@@ -34,6 +34,15 @@ def test_documents_are_closed_by_the_end_token(sea: Sea) -> None:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_tokens_are_those_of_sentencepiece_and_the_end(sea: Sea, text: str) -> None:
+    tokenizer = load_tokenizer(sea.tokenizer)
+    tokens = tokenizer.encode(text)
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == [*tokenizer.processor.encode(text), END]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
 def test_any_text_comes_back(sea: Sea, text: str) -> None:
     """But for U+2581, with which SentencePiece marks spaces."""
