@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,9 @@ from nt_pretrain.data.tokenizer import Tokenizer
 
 OPEN_SHARDS = 256
 """Shards kept open at once; each costs two file descriptors (a process may commonly have 1,024)."""
-SECONDS_BEFORE_ANOTHER_TRY = 600.0
-"""A shard that could not be read is left alone for so long: its next documents must not each wait for all tries."""
+SECONDS_BEFORE_ANOTHER_TRY = {"unreachable shard": 15.0}
+"""A shard that could not be opened is left alone: its next documents must not each wait for all tries. One that is not
+there, or not what it should be, for the whole life of a reader."""
 
 
 @dataclass
@@ -126,7 +128,9 @@ class Split:
 
     def _opened(self, number: int) -> Shard:
         before = self._failed.get(number)
-        if before is not None and time.monotonic() - before[0] < SECONDS_BEFORE_ANOTHER_TRY:
+        if before is not None and time.monotonic() - before[0] < SECONDS_BEFORE_ANOTHER_TRY.get(
+            before[1].kind, math.inf
+        ):
             raise before[1]
         entry = self.manifest.shards[number]
         try:

@@ -39,12 +39,16 @@ class Fault:
 
 
 def merged(faults: Iterable[Fault]) -> list[Fault]:
-    """Faults of one place as one, their masked documents added up."""
+    """Faults of one place as one, their masked documents added up; those that lost nothing as they are."""
     found: dict[tuple[str, str, str, int, int], Fault] = {}
+    mended = []
     for fault in faults:
+        if not fault.masked:
+            mended.append(fault)
+            continue
         known = found.get(fault.place)
         found[fault.place] = replace(known, masked=known.masked + fault.masked) if known else fault
-    return list(found.values())
+    return mended + list(found.values())
 
 
 def to_tensor(faults: list[Fault]) -> Tensor:

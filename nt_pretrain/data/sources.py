@@ -43,7 +43,8 @@ class Sources:
             DataError: one is not there, or they do not go together or with the tokenizer.
         """
         paths = paths_of(config)
-        stores = [store_of(config.data, f"{path}/{split}", note) for path in paths.values()]
+        wait = config.stall_seconds / 2
+        stores = [store_of(config.data, f"{path}/{split}", note, wait_seconds=wait) for path in paths.values()]
         manifests = [store.manifest() for store in stores]
         pictures = [manifest.format == "images" for manifest in manifests]
         if any(pictures) and not all(pictures):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from nt_pretrain.config.schema import DataSection
 from nt_pretrain.data.cache import Cache, CacheFull
+from nt_pretrain.data.errors import BadInput
 from nt_pretrain.data.manifest import FILE, Manifest, ShardEntry, parse_manifest, read_manifest
 from nt_pretrain.data.remote import Patience, Remote, is_remote
 from nt_pretrain.data.shards import Shard, index_path
@@ -73,31 +76,66 @@ class Folder:
 class Bucket:
     """Shards below a URL, read through a cache that all processes of a machine share.
 
-    Where the cache's disk is full, documents are read from the URL one by one: slower, but nothing is lost.
+    A shard that does not come in time is given up for now and goes on being fetched, so that no batch waits for long:
+    other ranks wait for it too. Where the cache's disk is full, documents are read from the URL one by one: slower, but
+    nothing is lost.
+
+    Args:
+        wait_seconds: for a shard; for further ones right after, only a second.
     """
 
     is_remote = True
     location: str
 
-    def __init__(self, remote: Remote, cache: Cache, note: Note) -> None:
+    def __init__(self, remote: Remote, cache: Cache, note: Note, wait_seconds: float) -> None:
         self.location, self._remote, self._cache, self._note = remote.url, remote, cache, note
+        self._wait_seconds, self._impatient_until = wait_seconds, 0.0
+        self._fetches = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fetch")
+        self._fetching: dict[str, Future[tuple[Path, Path | None]]] = {}
 
     def manifest(self) -> Manifest:
-        return parse_manifest(self._remote.small(FILE).decode(errors="replace"), self.location)
+        return parse_manifest(self._remote.small(FILE).decode(errors="replace"), f"{self.location}/{FILE}")
 
     def shard(self, entry: ShardEntry) -> Shard:
         name = f"{self.location}/{entry.name}"
+        index, path = self._fetched(entry, name)
+        if path is not None:
+            return Shard.open(path, bytes=entry.bytes, index_file=index, name=name)
+
+        def pread(size: int, offset: int) -> bytes:
+            return self._remote.read(entry.name, offset, offset + size)
+
+        return Shard.elsewhere(name, index, pread, bytes=entry.bytes)
+
+    def _fetched(self, entry: ShardEntry, name: str) -> tuple[Path, Path | None]:
+        """Index and tar of a shard on this machine; no tar where the disk is full."""
+        fetch = self._fetching.get(entry.name)
+        if fetch is None:
+            fetch = self._fetching[entry.name] = self._fetches.submit(self._fetch, entry, name)
+        now = time.monotonic()
+        wait = min(1.0, self._wait_seconds) if now < self._impatient_until else self._wait_seconds
+        try:
+            found = fetch.result(timeout=wait)
+        except TimeoutError:
+            self._impatient_until = time.monotonic() + self._wait_seconds
+            raise BadInput(
+                "unreachable shard",
+                f"{name}: has not come within {wait:.0f} s; it goes on being fetched, and its documents are left out "
+                "until it is here",
+            ) from None
+        except BaseException:
+            del self._fetching[entry.name]
+            raise
+        del self._fetching[entry.name]
+        return found
+
+    def _fetch(self, entry: ShardEntry, name: str) -> tuple[Path, Path | None]:
         index = self._cache.get(self._remote, index_path(Path(entry.name)).name, None, entry.index_sha256)
         try:
-            path = self._cache.get(self._remote, entry.name, entry.bytes, entry.sha256)
+            return index, self._cache.get(self._remote, entry.name, entry.bytes, entry.sha256)
         except CacheFull as error:
             self._note("cache full", f"{error}; {name} is read without it, document by document")
-
-            def pread(size: int, offset: int) -> bytes:
-                return self._remote.read(entry.name, offset, offset + size)
-
-            return Shard.elsewhere(name, index, pread, bytes=entry.bytes)
-        return Shard.open(path, bytes=entry.bytes, index_file=index, name=name)
+            return index, None
 
     def fetch_ahead(self, entry: ShardEntry) -> None:
         self._cache.ahead(self._remote, entry.name, entry.bytes, entry.sha256)
@@ -107,10 +145,10 @@ class Bucket:
         return True
 
 
-def store_of(data: DataSection, path: str, note: Note = lambda kind, words: None) -> Store:
+def store_of(data: DataSection, path: str, note: Note, *, wait_seconds: float) -> Store:
     """The store of a split; ``path`` is its folder or URL."""
     if not is_remote(path):
         return Folder(Path(path))
     patience = Patience(data.retries, data.read_timeout_seconds, data.slowest_kb_per_second * 1000)
     cache = Cache(Path(data.cache_dir).expanduser(), int(data.cache_gb * 1e9))
-    return Bucket(Remote(path, patience, note), cache, note)
+    return Bucket(Remote(path, patience, note), cache, note, wait_seconds)

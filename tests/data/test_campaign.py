@@ -1,4 +1,4 @@
-"""A thousand faults of every kind in real shards: every good sample comes once and in its place, every fault is named."""
+"""A thousand faults in real shards: every good sample comes once and in its place, and every fault is named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +38,12 @@ class Fleet:
 
     folder: Path
     sea: Sea
-    told: list[str] = field(default_factory=list)
 
-    def config(self, path: object, cache: Path) -> Config:
+    def config(self, path: object, cache: Path, stall_seconds: float = 3) -> Config:
         data = {
             "path": str(path), "packing": "truncate", "sequence_length": LENGTH, "lanes": LANES, "workers": 1,
-            "max_bad_fraction": 1.0, "stall_seconds": 3, "cache_dir": str(cache), "cache_gb": 1, "window": 16,
-            "read_timeout_seconds": 2, "retries": 8, "prefetch_batches": 2,
+            "max_bad_fraction": 1.0, "stall_seconds": stall_seconds, "cache_dir": str(cache), "cache_gb": 1,
+            "window": 16, "read_timeout_seconds": 2, "retries": 8, "prefetch_batches": 2,
         }  # fmt: skip
         return self.sea.config(data=data, global_batch=16)
 
@@ -72,7 +71,7 @@ def epoch(config: Config, each: object = None, more: int = 0) -> Iterator[list[B
 
 
 def check(fleet: Fleet, config: Config, found: list[list[Batch]], bad: set[tuple[int, int]]) -> list[Fault]:
-    """Every row is its document, or padding if the document is bad; the faults of all batches, those masked as counted."""
+    """Every row is its document, or padding if that is bad; returns the faults, which mask as many as were masked."""
     pristine = Sources.open(fleet.config(fleet.folder, Path(config.data.cache_dir)), "train")
     split, order = pristine.splits[0], pristine.orders(config)[0]
     masked = 0
@@ -149,42 +148,37 @@ def test_damaged_shards_and_readers(fleet: Fleet, tmp_path: Path, round_: int) -
 
     faults = check(fleet, config, list(epoch(config, each)), bad)
     assert places(faults) == named
-    lost = sum(
-        fault.kind in ("reader died", "reader stalled") for batch in faults_by_place(faults) for fault in [batch]
-    )
-    assert 1 <= lost <= 5, "a reader that is killed while it is being replaced anyway is one fault with it"
+    replaced = [fault.kind for fault in faults if not fault.masked]
+    assert 1 <= len(replaced) <= 5, "a reader that is hit while it is being replaced anyway is one fault with it"
+    assert set(replaced) <= {"reader died", "reader stalled"}
     assert injected + len(hits) == 190
-
-
-def faults_by_place(faults: list[Fault]) -> list[Fault]:
-    return [fault for fault in faults if not fault.masked]
 
 
 @pytest.mark.timeout(280)
 def test_a_breaking_server(fleet: Fleet, tmp_path: Path) -> None:
-    """Lost shards are masked and named; 60 % of the other requests fail in some way, and nothing is lost by it."""
+    """Lost shards are masked and named; 30 % of the other requests fail in some way, and nothing is lost by it."""
     folder = Path(shutil.copytree(fleet.folder, tmp_path / "data"))
     bad, named, _ = damage(folder, random.Random(9), flips=0, cuts=0, losses=9, indices=0)
     with flaky_server(folder) as server:
-        config = fleet.config(server.url, tmp_path / "cache")
+        config = fleet.config(server.url, tmp_path / "cache", stall_seconds=60)
         broken = counted(server, "train/manifest.json")
         faults = check(fleet, config, list(epoch(config, more=4)), bad)
     assert places(faults) == named
-    noted = [fault for fault in faults if fault.kind == "retried read"]
-    # Reads of one file that fail in the same words are one fault in a batch.
+    noted = [fault.words for fault in faults if fault.kind == "retried read"]
     assert len(broken) >= 60
-    assert len(noted) >= 0.8 * len(broken)
-    assert {name for name, _ in broken} == {name for name, _ in broken if any(name in fault.words for fault in noted)}
+    # A connection that ends before the answer is tried again by the HTTP client itself, if it was used before.
+    assert len(noted) >= sum(fault != "reset" for _, fault in broken)
+    assert all(any(name in words for words in noted) for name, fault in broken if fault != "reset")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".part"]
 
 
 def counted(server: Flaky, spared: str) -> list[tuple[str, str]]:
     """Let requests fail but those for ``spared``; the list gets (name, fault) of each that did."""
-    choose, broken = mixture(dict.fromkeys(PASSING, 0.08), seed=4), list[tuple[str, str]]()
+    choose, broken = mixture(dict.fromkeys(PASSING, 0.05), seed=4), list[tuple[str, str]]()
 
     def spare(name: str, number: int) -> str | None:
-        fault = None if name.endswith(spared.rsplit("/", 1)[-1]) else choose(name, number)
-        if fault is not None:
+        fault = None if name == spared else choose(name, number)
+        if fault is not None and (server.folder / name).exists():  # otherwise its answer is 404
             broken.append((name, fault))
         return fault
 
