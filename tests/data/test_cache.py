@@ -436,12 +436,17 @@ def test_working_set() -> None:
 
 
 def _bytes_in(folder: Path) -> int:
+    """What the cache holds at one moment: nobody makes room while it is counted."""
+    if not (folder / "lock").exists():
+        return 0
     total = 0
-    for path in folder.iterdir() if folder.exists() else ():
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    with (folder / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in os.listdir(folder):
+            try:
+                total += (folder / name).stat().st_size
+            except FileNotFoundError:
+                continue
     return total
 
 
