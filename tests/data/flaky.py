@@ -130,14 +130,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(name, path, asked if fault != "no range" else None, fault)
 
     def _answer(self, name: str, path: Path, asked: str | None, fault: str | None) -> None:
-        content, total = path.read_bytes(), path.stat().st_size
+        total = path.stat().st_size
         span = re.fullmatch(r"bytes=(\d+)-(\d+)?", asked or "")
         start = int(span[1]) if span else 0
         stop = min(int(span[2]) + 1 if span and span[2] else total, total)
         if span and start >= total:
             self.send_error(416)
             return
-        body = bytearray(content[start:stop])
+        with path.open("rb") as file:
+            file.seek(start)
+            body = bytearray(file.read(stop - start))
         if fault == "flip" and body:
             body[self.flaky.requests[name] * 7919 % len(body)] ^= 4  # never twice the same, as on the way
         if fault == "short":
