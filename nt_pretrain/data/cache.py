@@ -83,7 +83,7 @@ class Cache:
     def forget(self, remote: Remote, name: str) -> None:
         """Drop an entry found damaged."""
         for held in self._folder.held():
-            if held.key.startswith(_url_digest(remote, name)) and held.promised is None:
+            if held.key.startswith(_url_digest(remote, name)) and not held.part:
                 held.path.unlink(missing_ok=True)
 
     def _download(self, remote: Remote, name: str, size: int, sha256: str, key: str) -> None:

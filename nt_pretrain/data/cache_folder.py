@@ -32,9 +32,10 @@ class Held:
     path: Path
     key: str
     bytes: int
-    """On disk."""
-    promised: int | None
-    """Bytes it is to have, of a part."""
+    """On disk; of a part at work, all that it will have."""
+    part: bool
+    at_work: bool
+    """Somebody is filling this part."""
     used: float
     """When it was used last, in seconds."""
 
@@ -87,7 +88,7 @@ class Folder:
         while True:
             with self._alone():
                 others = [held for held in self.held() if held.key != key]
-                taken = sum(self._claim(held) for held in others)
+                taken = sum(held.bytes for held in others)
                 if taken + size > self.limit:
                     taken -= self._evict(others, taken + size - self.limit)
                 if taken + size <= self.limit:
@@ -110,44 +111,40 @@ class Folder:
             if shutil.disk_usage(self.path).free > need or self._evict(others, need):
                 return True
             part.unlink()
-            busy = [held for held in others if self._at_work(held)]
-        while busy and all(held.path.exists() and self._at_work(held) for held in busy):
+            busy = [held for held in others if held.at_work]
+        while busy and all(held.path.exists() and self._at_work(held.key) for held in busy):
             time.sleep(_POLL)
         return bool(busy)
 
     def held(self) -> list[Held]:
         """All files of the cache, complete and not."""
+        names = set(os.listdir(self.path))
+        matches = [match for name in names if not name.endswith(".lock") and (match := _NAME.fullmatch(name))]
         found = []
-        for path in self.path.iterdir():
-            match = _NAME.fullmatch(path.name)
-            if match is None or path.suffix == ".lock":
-                continue
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue  # another process was done with it just now
-            promised = int(match["size"]) if match["size"] else None
-            found.append(Held(path, match["key"], stat.st_size, promised, stat.st_mtime))
+        for match in matches:
+            path, key, promised = self.path / match[0], match["key"], match["size"]
+            # Asked before it is measured: a download that ends in between counts with its last size, not an earlier.
+            at_work = promised is not None and self._at_work(key)
+            stat = _stat(path)
+            if stat is not None:
+                size = max(stat.st_size, int(promised or 0)) if at_work else stat.st_size
+                found.append(Held(path, key, size, promised is not None, at_work, stat.st_mtime))
+            elif promised is not None and key not in names and (stat := _stat(self.entry(key))) is not None:
+                found.append(Held(self.entry(key), key, stat.st_size, False, False, stat.st_mtime))  # just completed
         return found
 
-    def _claim(self, held: Held) -> int:
-        """Bytes to count for a file: of a part at work, all that it will have."""
-        return max(held.bytes, held.promised or 0) if self._at_work(held) else held.bytes
-
-    def _at_work(self, held: Held) -> bool:
-        if held.promised is None:
-            return False
-        with self._if_free(held.key) as free:
+    def _at_work(self, key: str) -> bool:
+        with self._if_free(key) as free:
             return not free
 
     def _evict(self, candidates: list[Held], need: int) -> int:
         """Delete what the dead left, then what was used longest ago, never what is locked; the bytes freed."""
         freed = 0
-        for held in sorted(candidates, key=lambda held: (held.promised is None, held.used)):
+        for held in sorted(candidates, key=lambda held: (not held.part, held.used)):
             if freed >= need:
                 break
             with self._if_free(held.key) as free:
-                if free:
+                if free and _stat(held.path) is not None:
                     held.path.unlink(missing_ok=True)
                     freed += held.bytes
         return freed
@@ -191,7 +188,12 @@ class Folder:
 
 def _is_at(file: int, path: Path) -> bool:
     """Whether an open file is the one at a path."""
+    stat = _stat(path)
+    return stat is not None and os.path.samestat(os.fstat(file), stat)
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        return os.path.samestat(os.fstat(file), path.stat())
+        return path.stat()
     except FileNotFoundError:
-        return False
+        return None

@@ -1,97 +1,28 @@
-"""The cache holds complete and verified shards, stays within its bound, and survives what processes and disks do."""
+"""The cache holds complete and verified shards, stays within its bound, and survives what processes do."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
-import json
 import os
 import pickle
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nt_pretrain.data.cache import Cache, CacheFull, working_set_bytes
+from nt_pretrain.data.cache import Cache, working_set_bytes
 from nt_pretrain.data.errors import BadInput, DataError
-from nt_pretrain.data.remote import Patience, Remote
-from tests.data.flaky import Flaky, flaky_server, mixture
-
-QUICK = Patience(retries=3, timeout_seconds=2, slowest_bytes_per_second=1e6, backoff_seconds=0.01)
-SIZE = 100_000
-
-
-@dataclass(frozen=True)
-class Store:
-    """A server with shards 0.tar, 1.tar, ... of SIZE bytes, and an empty folder for the cache."""
-
-    server: Flaky
-    folder: Path
-    contents: dict[str, bytes]
-
-    def sha256(self, name: str) -> str:
-        return hashlib.sha256(self.contents[name]).hexdigest()
-
-    def cache(self, shards: float = 3) -> Cache:
-        return Cache(self.folder, int(shards * SIZE))
-
-    def remote(self, note: Callable[[str, str], None] = lambda kind, words: None) -> Remote:
-        return Remote(self.server.url, QUICK, note)
-
-    def get(self, cache: Cache, name: str) -> Path:
-        path = cache.get(self.remote(), name, len(self.contents[name]), self.sha256(name))
-        assert path.read_bytes() == self.contents[name]
-        return path
-
-    def listing(self) -> str:
-        """What another process needs to know: sizes and hashes."""
-        return json.dumps({name: [len(content), self.sha256(name)] for name, content in self.contents.items()})
-
-    def held(self) -> list[str]:
-        """Shards in the cache and parts, by their names at the server."""
-        return sorted(path.name.split("-", 2)[2] for path in self.folder.iterdir() if path.name != "lock")
+from nt_pretrain.data.remote import Remote
+from tests.data.flaky import mixture
+from tests.data.shard_store import QUICK, SIZE, Store, finish, python, shard_store, until
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    served = tmp_path / "served"
-    served.mkdir()
-    contents = {f"{number}.tar": os.urandom(SIZE) for number in range(8)}
-    for name, content in contents.items():
-        (served / name).write_bytes(content)
-    with flaky_server(served) as server:
-        yield Store(server, tmp_path / "cache", contents)
-
-
-def python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    start = "import json, sys, time\nfrom pathlib import Path\nfrom nt_pretrain.data.cache import Cache\n"
-    start += "from nt_pretrain.data.remote import Patience, Remote\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", start + textwrap.dedent(code), *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 60) -> str:
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    assert (process.returncode, errors) == (0, "")
-    return output
-
-
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not happened():
-        assert time.monotonic() < deadline, "did not happen in 30 s"
-        time.sleep(0.01)
+    with shard_store(tmp_path) as found:
+        yield found
 
 
 def test_one_download_serves_all_gets(store: Store) -> None:
@@ -371,64 +302,6 @@ def test_many_processes_and_a_bad_network(store: Store) -> None:
     print(f"{requests / len(store.contents):.2f} requests per shard, 3,200 gets by 4 processes")
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of 1 MB."""
-    point = tmp_path / "disk"
-    point.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(point)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
-    yield point
-    subprocess.run(["umount", "-l", str(point)], check=True)
-
-
-def test_a_full_disk_is_relieved_by_eviction(store: Store, disk: Path) -> None:
-    store = Store(store.server, disk / "cache", store.contents)
-    (disk / "other").write_bytes(b"x" * 680_000)
-    cache = store.cache(1000)
-    for name in ("0.tar", "1.tar", "2.tar", "3.tar", "4.tar"):
-        store.get(cache, name)
-        time.sleep(0.002)
-    held = store.held()
-    assert held[-1] == "4.tar" and 2 <= len(held) <= 3
-    assert not [name for name in held if not name.endswith(".tar")]
-
-
-def test_a_disk_full_of_other_things(store: Store, disk: Path) -> None:
-    store = Store(store.server, disk / "cache", store.contents)
-    cache = store.cache(1000)
-    store.get(cache, "0.tar")
-    _fill(disk / "other", leave=50_000)
-    store.get(cache, "1.tar")
-    assert store.held() == ["1.tar"]
-    cache.forget(store.remote(), "1.tar")
-    _fill(disk / "more", leave=20_000)
-    with pytest.raises(
-        CacheFull, match=r"the disk of the cache is full, .*; 2.tar needs 100,000 bytes. Free some space"
-    ):
-        store.get(cache, "2.tar")
-    assert store.held() == []
-
-
-def test_two_downloads_on_a_disk_with_room_for_one(store: Store, disk: Path) -> None:
-    content = os.urandom(600_000)
-    for name in ("8.tar", "9.tar"):
-        store.contents[name] = content + name.encode()
-        (store.server.folder / name).write_bytes(store.contents[name])
-    code = """
-        url, folder, name, listing = sys.argv[1:]
-        Cache(Path(folder), 10**9).get(Remote(url), name, *json.loads(listing)[name])
-        """
-    folder = disk / "cache"
-    running = [python(code, store.server.url, str(folder), name, store.listing()) for name in ("8.tar", "9.tar")]
-    for process in running:
-        finish(process)
-    assert len(Store(store.server, folder, store.contents).held()) == 1
-
-
 def test_working_set() -> None:
     assert working_set_bytes(1000, documents_per_shard=100, lanes=4, window=100) == 4 * 2 * 2 * 1000
     assert working_set_bytes(1000, documents_per_shard=100, lanes=1, window=101) == 3 * 2 * 1000
@@ -436,21 +309,15 @@ def test_working_set() -> None:
 
 
 def _bytes_in(folder: Path) -> int:
+    """What the cache holds at one moment: nobody makes room while it is counted."""
+    if not (folder / "lock").exists():
+        return 0
     total = 0
-    for path in folder.iterdir() if folder.exists() else ():
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    with (folder / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in os.listdir(folder):
+            try:
+                total += (folder / name).stat().st_size
+            except FileNotFoundError:
+                continue
     return total
-
-
-def _fill(path: Path, leave: int) -> None:
-    """Fill the disk of a path, but for some bytes."""
-    with path.open("ab", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 4096)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-        os.truncate(path, max(0, file.tell() - leave))

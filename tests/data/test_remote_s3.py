@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ pytest.importorskip("s3fs", reason="the extra 'cloud' is not installed")
 pytest.importorskip("moto", reason="moto[server] is not installed")
 
 import boto3
+from fsspec.config import conf, set_conf_env
 from moto.server import ThreadedMotoServer
 
 from nt_pretrain.data.cache import Cache
@@ -27,6 +29,7 @@ CONTENT = os.urandom(CHUNK + 1000)
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -35,7 +38,7 @@ def endpoint() -> Iterator[str]:
         "s3", endpoint_url=url, aws_access_key_id="reader", aws_secret_access_key="secret", region_name="us-east-1"
     )
     client.create_bucket(Bucket="sea")
-    client.put_object(Bucket="sea", Key="c4/train/a.tar", Body=CONTENT)
+    client.put_object(Bucket="sea", Key="c4/train/a.tar", Body=CONTENT, ACL="public-read")
     yield url
     server.stop()
 
@@ -89,6 +92,14 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raised.value.kind == "missing shard"
 
 
+def test_a_public_bucket_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setitem(conf, "s3", {})
+    set_conf_env(conf, {"FSSPEC_S3_ANON": "true"})  # what fsspec does with the environment when it is imported
+    assert Remote("s3://sea/c4", QUICK).read("train/a.tar", 0, 10) == CONTENT[:10]
+
+
 def test_refused_credentials(endpoint: str) -> None:
     def check_from(count: bytes) -> None:
         request = urllib.request.Request(
@@ -112,7 +123,7 @@ def test_faults_of_a_store_are_retried_and_noted(tmp_path: Path, monkeypatch: py
     notes: list[str] = []
     with flaky_server(tmp_path) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        remote = Remote("s3://sea", Patience(2, 1.0, 1e6, 0.01), lambda kind, text: notes.append(text))
+        remote = Remote("s3://sea", Patience(2, 2.0, 1e6, 0.01), lambda kind, text: notes.append(text))
         remote.read("a.tar", 0, 10)  # loading the driver takes a while, and counts
         notes.clear()
         server.first(fault)
