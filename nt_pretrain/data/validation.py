@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.augment import evaluation_picture
 from nt_pretrain.data.corpus import Split
-from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.images import ImageError
 from nt_pretrain.data.mixture import Mixture
 from nt_pretrain.data.readers import settle_in
@@ -112,7 +112,8 @@ class _Pictures(Dataset[Any]):
 def unigram_counts(config: Config, limit: int) -> np.ndarray:
     """How often each token occurs in the first ``limit`` training tokens, in the order of the shards.
 
-    Several sources share the tokens by their weights at the last step. Returns [vocabulary] int64.
+    Several sources share the tokens by their weights at the last step. What cannot be read is left out here; training
+    counts and names it. Returns [vocabulary] int64.
 
     Raises:
         DataError: the training split cannot be read.
@@ -124,7 +125,10 @@ def unigram_counts(config: Config, limit: int) -> np.ndarray:
         for shard, document in _places(split):
             if seen >= share:
                 break
-            tokens = split.tokens(shard, document)[: share - seen]
+            try:
+                tokens = split.tokens(shard, document)[: share - seen]
+            except BadInput:
+                continue
             counts += np.bincount(tokens, minlength=len(counts))
             seen += len(tokens)
     return counts
