@@ -27,7 +27,7 @@ def decompressed(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedRead
     name = path.name.lower()
     if name.endswith(".gz"):
         with gzip.GzipFile(fileobj=raw, mode="rb") as file:
-            yield io.BufferedReader(file, _READ)  # type: ignore[type-var]  # a GzipFile is as good as raw
+            yield io.BufferedReader(file, _READ)
     elif name.endswith(".zst"):
         yield io.BufferedReader(_Unpacked(raw), _READ)
     else:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
-import braceexpand
 import fsspec
+from braceexpand import braceexpand
 
 from nt_pretrain.data.documents import KNOWN, find_files, kind_of
 from nt_pretrain.data.errors import DataError
@@ -98,11 +98,11 @@ def _remote(url: str) -> Input:
 def _expanded(pattern: str) -> list[str]:
     found: list[str] = []
     try:
-        for each in braceexpand.braceexpand(pattern):
+        for each in braceexpand(pattern):
             found.append(each)
             if len(found) > MOST_FILES:
                 raise DataError(f"{shown_url(pattern)}: these braces stand for more than {MOST_FILES:,} files")
-    except braceexpand.UnbalancedBracesError:
+    except ValueError:
         raise DataError(f"{shown_url(pattern)}: its braces do not match; write {{00000..01023}} or {{a,b}}") from None
     return found
 

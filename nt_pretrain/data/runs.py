@@ -1,7 +1,7 @@
 """Sorts more rows than memory holds, in many processes: runs of sorted rows on disk, of which any range can be read.
 
-A run is one file: the rows in the order of their keys, the first 8 bytes of each key, the rest of each key with the row's
-offset and size, and a footer. Rows of equal keys stay in the order they came: inside a run, and from run to run.
+A run is one file: the rows in the order of their keys, the first 8 bytes of each key, the rest of each key with the
+row's offset and size, and a footer. Rows of equal keys stay in the order they came: inside a run, and from run to run.
 """
 
 from __future__ import annotations
@@ -80,18 +80,17 @@ def _write(path: Path, keys: list[bytes], rows: list[bytes]) -> None:
         file.write(_FOOTER.pack(len(rows), int(sizes.sum())))
 
 
-def lowest(number: int, ranges: int) -> int:
-    """The smallest first 8 bytes of a key, as a number, in range ``number`` of ``ranges`` equal ones."""
-    return -(-(number << 64) // ranges)
+def bounds_of(ranges: int) -> list[int]:
+    """Where equal ranges of a key's first 8 bytes begin, and where the last ends."""
+    return [-(-(number << 64) // ranges) for number in range(ranges + 1)]
 
 
-def rows_in_ranges(run: Path, ranges: int) -> np.ndarray:
-    """Rows of a run (int64) in each of ``ranges`` equal ranges of the key."""
+def rows_in_ranges(run: Path, bounds: Sequence[int]) -> np.ndarray:
+    """Rows of a run (int64) in each of the ranges."""
     with run.open("rb") as file:
         count, start = _footer(file.fileno())
         heads = np.fromfile(file, _HEAD, count, offset=start)
-    bounds = np.array([lowest(number, ranges) for number in range(ranges)], dtype=_HEAD)
-    return np.diff(np.searchsorted(heads, bounds), append=count)
+    return np.diff(np.searchsorted(heads, np.array(bounds[:-1], dtype=_HEAD)), append=count)
 
 
 def rows_between(runs: Sequence[Path], low: int, high: int) -> list[bytes]:
