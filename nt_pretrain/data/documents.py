@@ -181,7 +181,8 @@ class _Reader:
             return
         if not whole:
             self.problems.add(NOT_UTF8, where)
-        meta = {key: row[key] for key in KEPT_FIELDS if key != self.field and isinstance(row.get(key), str)}
+        kept = {key: row.get(key) for key in KEPT_FIELDS if key != self.field}
+        meta = {key: _sound(value) for key, value in kept.items() if isinstance(value, str)}
         parts = [text] if len(text) <= self.longest else text.splitlines(keepends=True)
         yield from self._usable(parts, meta, where)
 
@@ -193,9 +194,7 @@ class _Reader:
         """Documents of the text that ``parts`` make together, without empty ones."""
         number = 0
         for piece in _pieces(parts, self.longest):
-            # A lone surrogate can stand in JSON, but has no UTF-8.
-            sound = piece if piece.isascii() else piece.encode("utf-8", "replace").decode("utf-8")
-            text = sound.strip()
+            text = _sound(piece).strip()
             if text:
                 number += 1
                 yield Document(text, meta)
@@ -221,6 +220,11 @@ def _pieces(parts: Iterable[str], longest: int) -> Iterator[str]:
         held.append(rest)
         size += len(rest)
     yield "".join(held)
+
+
+def _sound(text: str) -> str:
+    """Text that has UTF-8: a lone surrogate, which can stand in JSON, has none."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _decode(line: bytes) -> tuple[str, bool]:

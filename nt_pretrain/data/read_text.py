@@ -30,8 +30,13 @@ from nt_pretrain.data.tokenizer import Tokenizer
 SPLITS = ("train", "validation")
 RUNS, FETCHED = "runs", "fetched"
 """Folders inside the unfinished one: sorted rows, and copies of remote files."""
-GROUP_BYTES = 64_000_000
-"""Input read by a process at a time; a larger file is a group of its own."""
+SMALLEST_GROUP, GROUP_BYTES = 4_000_000, 64_000_000
+"""Input read by a process at a time: between these; a larger file is a group of its own."""
+GROUPS = 64
+"""Wanted at least, so that many processes have work with a small input too."""
+
+_ESCAPED = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t"))
+_CONTROL = bytes(set(range(32)) - set(b"\n\r\t"))
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,14 @@ class GroupRead:
 
 
 def grouped(files: list[InputFile]) -> list[Group]:
-    """Consecutive files, together about ``GROUP_BYTES``; remote ones each alone, since their sizes are not known."""
+    """Consecutive files in groups of about equal bytes; remote ones each alone, since their sizes are not known."""
     groups: list[list[InputFile]] = []
+    share = sum(file.size or 0 for file in files) // GROUPS
+    # A power of two: an input that changes a little is grouped as before, and what was read of it is of use.
+    limit = min(GROUP_BYTES, max(SMALLEST_GROUP, 1 << share.bit_length()))
     size = 0
     for file in files:
-        if not groups or file.size is None or groups[-1][-1].size is None or size + file.size > GROUP_BYTES:
+        if not groups or file.size is None or groups[-1][-1].size is None or size + file.size > limit:
             groups.append([])
             size = 0
         groups[-1].append(file)
@@ -144,15 +152,17 @@ def _read_group(folder: Path, group: Group, recipe: Recipe, advance: Advance) ->
     problems = Problems()
     writer = RunWriter(folder / RUNS, group.key, SPLITS)
     limit = int(recipe.validation_share * 2**64)
+    tokens = None if recipe.tokenizer is None else partial(token_bytes, recipe.tokenizer)
     files = []
     for number, file in enumerate(group.files):
         path = Path(file.place) if file.size is not None else _fetched(folder, f"{group.key}-{number}", file, advance)
         files.append((path.stat().st_size, file_sha256(path)))
         for document in _documents(path, file, recipe, problems, advance):
-            digest = hashlib.sha256(document.text.encode()).digest()
+            content = document.text.encode()
+            digest = hashlib.sha256(content).digest()
             split = "validation" if int.from_bytes(digest[:8], "little") < limit else "train"
             # What decides the split must not decide the order too: the first bytes are spent.
-            writer.add(split, digest[8:], encoded(document, recipe.tokenizer))
+            writer.add(split, digest[8:], tokens(document.text) if tokens else row_of(content, document.meta))
         if file.size is None:
             path.unlink()
     writer.flush()
@@ -197,11 +207,23 @@ def _fetched(folder: Path, stem: str, file: InputFile, advance: Advance) -> Path
     return path
 
 
-def encoded(document: Document, tokenizer: Tokenizer | None) -> bytes:
-    """A document as a line of JSON in C4's order of fields, or as the numbers of its tokens."""
-    if tokenizer is not None:
-        return tokenizer.encode(document.text).astype(token_dtype(tokenizer)).tobytes()
-    return json.dumps({"text": document.text, **document.meta}, ensure_ascii=False).encode() + b"\n"
+def row_of(text: bytes, meta: dict[str, str]) -> bytes:
+    """A line of JSON in C4's order of fields, byte for byte as :func:`json.dumps` writes it, at three times its speed.
+
+    Args:
+        text: UTF-8.
+    """
+    if len(text.translate(None, _CONTROL)) != len(text):
+        return json.dumps({"text": text.decode(), **meta}, ensure_ascii=False).encode() + b"\n"
+    for letter, escaped in _ESCAPED:
+        text = text.replace(letter, escaped)
+    rest = b", " + json.dumps(meta, ensure_ascii=False).encode()[1:] if meta else b"}"
+    return b'{"text": "' + text + b'"' + rest + b"\n"
+
+
+def token_bytes(tokenizer: Tokenizer, text: str) -> bytes:
+    """Numbers of a document's tokens, as they stand in shards."""
+    return tokenizer.encode(text).astype(token_dtype(tokenizer)).tobytes()
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:

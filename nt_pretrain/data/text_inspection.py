@@ -10,7 +10,7 @@ import numpy as np
 
 from nt_pretrain.data.corpus import decode_row
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.inspection import histogram
+from nt_pretrain.data.histogram import histogram
 from nt_pretrain.data.manifest import Manifest, read_manifest
 from nt_pretrain.data.shards import Shard
 from nt_pretrain.data.tokenizer import Tokenizer
