@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +17,7 @@ from nt_pretrain.data.errors import DataError
 
 MOST_FILES = 1_000_000
 """Of one input; braces with a digit too many stand for more than anybody has."""
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,14 @@ def _remote(url: str) -> Input:
 
 
 def _expanded(pattern: str) -> list[str]:
-    found: list[str] = []
+    # Counted first: all numbers of a range are made before the first is given.
+    count = math.prod(abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(pattern))
+    if count > MOST_FILES:
+        raise DataError(f"{shown_url(pattern)}: these braces stand for more than {MOST_FILES:,} files")
     try:
-        for each in braceexpand(pattern):
-            found.append(each)
-            if len(found) > MOST_FILES:
-                raise DataError(f"{shown_url(pattern)}: these braces stand for more than {MOST_FILES:,} files")
+        return list(braceexpand(pattern))
     except ValueError:
         raise DataError(f"{shown_url(pattern)}: its braces do not match; write {{00000..01023}} or {{a,b}}") from None
-    return found
 
 
 def _globbed(url: str) -> list[str]:
