@@ -30,7 +30,10 @@ def parquet_rows(
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise DataError(f"{called}: reading parquet needs pyarrow: pip install 'nt-pretrain[parquet]'") from None
+        raise DataError(
+            f"{called}: parquet needs the package pyarrow; install the extra 'parquet': "
+            "pip install -c constraints.txt -e '.[parquet]'"
+        ) from None
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

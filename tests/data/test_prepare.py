@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nt_pretrain.data import read_text, runs, write_text
 from nt_pretrain.data.corpus import Split
@@ -109,6 +111,19 @@ def test_url_and_timestamp_stand_in_the_shard(tmp_path: Path) -> None:
     make([tmp_path / "rows.jsonl"], tmp_path / "out")
     opened = Split(tmp_path / "out" / "train", read_manifest(tmp_path / "out" / "train"), None)
     assert json.loads(opened._shard(0).document(0)) in rows
+
+
+@settings(deadline=None)
+@given(st.text(), st.dictionaries(st.sampled_from(["timestamp", "url"]), st.text()))
+def test_rows_are_written_as_json_writes_them(text: str, meta: dict[str, str]) -> None:
+    expected = json.dumps({"text": text, **meta}, ensure_ascii=False).encode() + b"\n"
+    assert read_text.row_of(text.encode(), meta) == expected
+
+
+def test_every_letter_below_256_is_written_as_json_writes_it() -> None:
+    for letter in map(chr, range(256)):
+        expected = json.dumps({"text": f"a{letter}b"}, ensure_ascii=False).encode() + b"\n"
+        assert read_text.row_of(f"a{letter}b".encode(), {}) == expected
 
 
 def test_token_shards_hold_what_encoding_gives(sea: Sea) -> None:

@@ -55,7 +55,6 @@ def test_ranges_of_all_runs_end_to_end_are_the_rows_by_key(
             assert int.from_bytes(key, "big") * ranges >> 64 == place
 
 
-
 def test_keys_at_the_ends_of_the_line(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, "g", ["train"])
     writer.add("train", b"\xff" * 24, b"last")
