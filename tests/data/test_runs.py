@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_ranges_of_all_runs_end_to_end_are_the_rows_by_key(
         assert writer.runs["validation"] == []
     assert total == [len(keyed), sum(len(row) for _, row in keyed)]
     bounds = bounds_of(ranges)
-    parts = [rows_between(names, low, high) for low, high in zip(bounds, bounds[1:], strict=False)]
+    parts = [rows_between(names, low, high) for low, high in pairwise(bounds)]
     assert [row for part in parts for row in part] == [row for _, row in sorted(keyed, key=lambda each: each[0])]
     counts = sum((rows_in_ranges(name, bounds) for name in names), start=np.zeros(ranges, dtype=int))
     assert list(counts) == [len(part) for part in parts]

@@ -74,10 +74,9 @@ def test_killed_again_and_again_it_gives_the_same_bytes(tmp_path: Path) -> None:
         wait_for_notes(process, tmp_path / "out.partial", notes)
         process.kill()
         kills += process.wait() == -signal.SIGKILL
-        assert not (tmp_path / "out").exists() or kills < 4
     assert kills >= 2, "the test killed nothing"
     last = started("text", *options, "--out", str(tmp_path / "out"))
-    output, errors = last.communicate()
+    _, errors = last.communicate()
     assert last.returncode == 0, errors
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
