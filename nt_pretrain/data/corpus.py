@@ -33,6 +33,10 @@ class Split:
     tokenizer: Tokenizer | None
     _open: dict[int, Shard] = field(default_factory=dict, init=False)
     _failed: dict[int, tuple[float, BadInput]] = field(default_factory=dict, init=False)
+    _dtype: np.dtype[np.unsignedinteger] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._dtype = np.dtype(self.manifest.dtype or "<u2")
 
     @staticmethod
     def open(store: Store | Path, tokenizer: Tokenizer, manifest: Manifest | None = None) -> Split:
@@ -63,18 +67,18 @@ class Split:
         return self.store.is_remote
 
     def tokens(self, shard: int, document: int) -> np.ndarray:
-        """Tokens (int32) of a document, closed by the end-of-document token.
+        """Tokens of a document (int32, or as they are stored), closed by the end-of-document token.
 
         Raises:
             BadInput: it cannot be read.
         """
         content = self.content(shard, document)
         if self.manifest.format == "tokens":
-            if len(content) % np.dtype(self.manifest.dtype).itemsize:
-                raise self._not_a_row(shard, document, f"{len(content)} bytes are no whole number of tokens")
-            return np.frombuffer(content, dtype=self.manifest.dtype).astype(np.int32)
+            if len(content) % self._dtype.itemsize:
+                raise self._not_tokens(shard, document, len(content))
+            return np.frombuffer(content, dtype=self._dtype)
         assert self.tokenizer is not None, "text needs a tokenizer to become tokens"
-        return self.tokenizer.encode(self._row(content, shard, document))
+        return self.tokenizer.encode(text_of(content, self._open[shard].name, document))
 
     def text(self, shard: int, document: int) -> str:
         """The text of a document of text shards.
@@ -82,7 +86,7 @@ class Split:
         Raises:
             BadInput: it cannot be read.
         """
-        return self._row(self.content(shard, document), shard, document)
+        return text_of(self.content(shard, document), self._open[shard].name, document)
 
     def picture(self, shard: int, document: int) -> tuple[bytes, int]:
         """A picture's file as it came, and its label.
@@ -147,20 +151,25 @@ class Split:
             )
         return shard
 
-    def _row(self, content: bytes, shard: int, document: int) -> str:
-        """Text of a jsonl row."""
-        try:
-            text = json.loads(content)["text"]
-            if not isinstance(text, str):
-                raise TypeError("its text is not a string")
-            return text
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._not_a_row(shard, document, str(error)) from None
-
-    def _not_a_row(self, shard: int, document: int, reason: str) -> BadInput:
+    def _not_tokens(self, shard: int, document: int, size: int) -> BadInput:
         where = f"{self.location}/{self.manifest.shards[shard].name}: document {document}"
-        what = "a row with a text" if self.manifest.format == "text" else "a row of tokens"
-        return BadInput("not a row", f"{where} is not {what}: {reason}", of_document=True)
+        return BadInput("not a row", f"{where}: {size} bytes are no whole number of tokens", of_document=True)
+
+
+def text_of(content: bytes, shard: str, document: int) -> str:
+    """The text of a jsonl row.
+
+    Raises:
+        BadInput: it is no JSON object with a text.
+    """
+    try:
+        text = json.loads(content)["text"]
+        if not isinstance(text, str):
+            raise TypeError("its text is not a string")
+        return text
+    except (ValueError, KeyError, TypeError) as error:
+        words = f"{shard}: document {document} is no row with a text: {error}"
+        raise BadInput("not a row", words, of_document=True) from None
 
 
 def order_of(split: Split, *, seed: int, lanes: int, window: int) -> Order:

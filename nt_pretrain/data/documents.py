@@ -1,28 +1,32 @@
-"""Reads documents from what people have: text files, json lines (gzip, zstandard), folders of either, C4's layout."""
+"""Reads documents from what people have: text files, json lines (gzip, zstandard), parquet, folders of these, C4."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
+from nt_pretrain.data import compressed, parquet
 from nt_pretrain.data.errors import DataError
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".text")
 ROW_ENDINGS = (".jsonl", ".json")
-COMPRESSED = (".gz", ".zst")
 KEPT_FIELDS = ("timestamp", "url")
 """Fields of a row that are kept beside its text: those of C4."""
 LONGEST = 1_000_000
 """Characters after which a document is cut: reader processes hold and tokenize whole documents."""
-_READ = 1 << 20
+LONGEST_ROW = 1 << 26
+"""Bytes after which a row is left out: parsing takes several times as much memory."""
+LONGEST_PART = 1 << 24
+"""Bytes of a line of a text file that are held at once."""
+KNOWN = f"{', '.join(TEXT_ENDINGS + ROW_ENDINGS)}, also with .gz or .zst, and {parquet.ENDING}"
+NOT_UTF8 = "documents with bytes that are not UTF-8, which were replaced"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class Problems:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         self.first.setdefault(kind, where)
 
+    def merge(self, later: Problems) -> None:
+        """Add what was found in a later part of the input."""
+        for kind, count in later.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            self.first.setdefault(kind, later.first[kind])
+
     def lines(self) -> list[str]:
         return [f"{count:,} {kind} (first: {self.first[kind]})" for kind, count in self.counts.items()]
 
@@ -56,93 +66,142 @@ def find_files(path: Path) -> list[Path]:
     Raises:
         DataError: the input is not there, or nothing in it can be read.
     """
-    known = ", ".join(TEXT_ENDINGS + ROW_ENDINGS)
     if path.is_file():
-        if not _kind(path):
-            raise DataError(f"{path}: unknown kind of file; known are {known}, also with .gz or .zst")
+        if not kind_of(path.name):
+            raise DataError(f"{path}: unknown kind of file; known are {KNOWN}")
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: there is no such file or folder")
     inside = (each for each in path.rglob("*") if not any(p.startswith(".") for p in each.relative_to(path).parts))
-    found = sorted(each for each in inside if each.is_file() and _kind(each))
+    found = sorted(each for each in inside if each.is_file() and kind_of(each.name))
     if not found:
-        raise DataError(f"{path}: no text in this folder; files are known by {known}, also with .gz or .zst")
+        raise DataError(f"{path}: no text in this folder; files are known by {KNOWN}")
     return found
 
 
+def kind_of(name: str) -> str:
+    """What a file holds by its name: text, rows, parquet; or nothing, if that is not known."""
+    name = name.lower()
+    if name.endswith(parquet.ENDING):
+        return "parquet"
+    for ending in compressed.ENDINGS:
+        name = name.removesuffix(ending)
+    if name.endswith(TEXT_ENDINGS):
+        return "text"
+    return "rows" if name.endswith(ROW_ENDINGS) else ""
+
+
 def read_documents(
-    path: Path, problems: Problems, *, longest: int = LONGEST, at: Callable[[int], None] = lambda _: None
+    path: Path,
+    problems: Problems,
+    *,
+    longest: int = LONGEST,
+    field: str = "text",
+    called: str = "",
+    at: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Document]:
-    """The documents of one file: each row's ``text`` of json lines, or the whole of a text file.
+    """The documents of one file: of each row its text, or the whole of a text file.
 
     What cannot be used is left out and counted in ``problems`` by its reason. Documents of more than ``longest``
-    characters are cut at line ends. ``at`` is told the bytes of the file read so far.
+    characters are cut at line ends.
+
+    Args:
+        field: of a row, holds its text.
+        called: what messages call the file; its path by default.
+        at: is told the bytes of the file read so far.
 
     Raises:
         DataError: the file is damaged or cannot be read.
     """
+    called = called or str(path)
+    kind = kind_of(path.name)
+    reader = _Reader(called, problems, longest, field, "row" if kind == "parquet" else "JSON object")
     try:
-        with path.open("rb") as raw, _decompressed(path, raw) as lines:
-            make = _of_text if _kind(path) == "text" else _of_rows
-            for number, document in enumerate(make(lines, str(path), problems, longest)):
+        if kind == "parquet":
+            columns = tuple(dict.fromkeys((field, *KEPT_FIELDS)))
+            yield from reader.of_table(parquet.parquet_rows(path, called, columns, field, at))
+            return
+        with path.open("rb") as raw, compressed.decompressed(path, raw) as file:
+            make = reader.of_text if kind == "text" else reader.of_rows
+            for number, document in enumerate(make(file)):
                 if number % 64 == 0:
                     at(raw.tell())
                 yield document
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        raise DataError(f"{called}: cannot be read: {error}") from None
 
 
-def _of_text(lines: Iterable[bytes], where: str, problems: Problems, longest: int) -> Iterator[Document]:
-    damaged = False
+@dataclass(frozen=True)
+class _Reader:
+    """Makes documents of one file's content."""
 
-    def decoded() -> Iterator[str]:
-        nonlocal damaged
-        for line in lines:
-            text, whole = _decode(line)
-            damaged |= not whole
-            yield text
+    called: str
+    problems: Problems
+    longest: int
+    field: str
+    row: str
 
-    yield from _usable(decoded(), {}, where, problems, longest)
-    if damaged:
-        problems.add("documents with bytes that are not UTF-8, which were replaced", where)
+    def of_text(self, file: io.BufferedReader) -> Iterator[Document]:
+        damaged = False
 
+        def decoded() -> Iterator[str]:
+            nonlocal damaged
+            for line in compressed.text_lines(file, LONGEST_PART):
+                text, whole = _decode(line)
+                damaged |= not whole
+                yield text
 
-def _of_rows(lines: Iterable[bytes], name: str, problems: Problems, longest: int) -> Iterator[Document]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        decoded, whole = _decode(line)
-        try:
-            row = json.loads(decoded)
-            text = row["text"]
-            if not isinstance(text, str):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            problems.add('rows left out, since they are no JSON object with a "text"', where)
-            continue
+        yield from self._usable(decoded(), {}, self.called)
+        if damaged:
+            self.problems.add(NOT_UTF8, self.called)
+
+    def of_rows(self, file: io.BufferedReader) -> Iterator[Document]:
+        for number, line in enumerate(compressed.rows(file, LONGEST_ROW), 1):
+            where = f"{self.called}:{number}"
+            if line is None:
+                self.problems.add(f"rows left out, since they are longer than {LONGEST_ROW:,} bytes", where)
+                continue
+            decoded, whole = _decode(line)
+            try:
+                row = json.loads(decoded)
+            except (ValueError, RecursionError):
+                if line.strip():
+                    self.problems.add(self._no_row, where)
+                continue
+            yield from self._of_row(row, where, whole)
+
+    def of_table(self, rows: Iterator[dict[str, Any]]) -> Iterator[Document]:
+        for number, row in enumerate(rows, 1):
+            yield from self._of_row(row, f"{self.called}:{number}", True)
+
+    def _of_row(self, row: Any, where: str, whole: bool) -> Iterator[Document]:
+        text = row.get(self.field) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            self.problems.add(self._no_row, where)
+            return
         if not whole:
-            problems.add("documents with bytes that are not UTF-8, which were replaced", where)
-        meta = {key: row[key] for key in KEPT_FIELDS if isinstance(row.get(key), str)}
-        parts = [text] if len(text) <= longest else text.splitlines(keepends=True)
-        yield from _usable(parts, meta, where, problems, longest)
+            self.problems.add(NOT_UTF8, where)
+        kept = {key: row.get(key) for key in KEPT_FIELDS if key != self.field}
+        meta = {key: _sound(value) for key, value in kept.items() if isinstance(value, str)}
+        parts = [text] if len(text) <= self.longest else text.splitlines(keepends=True)
+        yield from self._usable(parts, meta, where)
 
+    @property
+    def _no_row(self) -> str:
+        return f'rows left out, since they are no {self.row} with a "{self.field}"'
 
-def _usable(
-    parts: Iterable[str], meta: dict[str, str], where: str, problems: Problems, longest: int
-) -> Iterator[Document]:
-    """Documents of the text that ``parts`` make together, without empty ones."""
-    number = 0
-    for piece in _pieces(parts, longest):
-        # A lone surrogate can stand in JSON, but has no UTF-8.
-        text = piece.encode("utf-8", "replace").decode("utf-8").strip()
-        if text:
-            number += 1
-            yield Document(text, meta)
-    if number == 0:
-        problems.add("empty documents left out", where)
-    if number > 1:
-        problems.add(f"documents cut into pieces of at most {longest:,} characters", where)
+    def _usable(self, parts: Iterable[str], meta: dict[str, str], where: str) -> Iterator[Document]:
+        """Documents of the text that ``parts`` make together, without empty ones."""
+        number = 0
+        for piece in _pieces(parts, self.longest):
+            text = _sound(piece).strip()
+            if text:
+                number += 1
+                yield Document(text, meta)
+        if number == 0:
+            self.problems.add("empty documents left out", where)
+        if number > 1:
+            self.problems.add(f"documents cut into pieces of at most {self.longest:,} characters", where)
 
 
 def _pieces(parts: Iterable[str], longest: int) -> Iterator[str]:
@@ -153,12 +212,19 @@ def _pieces(parts: Iterable[str], longest: int) -> Iterator[str]:
         if held and size + len(part) > longest:
             yield "".join(held)
             held, size = [], 0
-        while len(part) > longest:
-            yield part[:longest]
-            part = part[longest:]
-        held.append(part)
-        size += len(part)
+        start = 0
+        while len(part) - start > longest:
+            yield part[start : start + longest]
+            start += longest
+        rest = part[start:] if start else part
+        held.append(rest)
+        size += len(rest)
     yield "".join(held)
+
+
+def _sound(text: str) -> str:
+    """Text that has UTF-8: a lone surrogate, which can stand in JSON, has none."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _decode(line: bytes) -> tuple[str, bool]:
@@ -167,56 +233,3 @@ def _decode(line: bytes) -> tuple[str, bool]:
         return line.decode("utf-8").removeprefix("\ufeff"), True
     except UnicodeDecodeError:
         return line.decode("utf-8", "replace").removeprefix("\ufeff"), False
-
-
-def _kind(path: Path) -> str:
-    name = path.name.lower()
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    if name.endswith(TEXT_ENDINGS):
-        return "text"
-    return "rows" if name.endswith(ROW_ENDINGS) else ""
-
-
-@contextmanager
-def _decompressed(path: Path, raw: io.BufferedReader) -> Iterator[Iterable[bytes]]:
-    """Lines of a file, decompressed if its name says so."""
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        with gzip.GzipFile(fileobj=raw, mode="rb") as file:
-            yield file
-    elif name.endswith(".zst"):
-        yield _lines(_unpacked(raw))
-    else:
-        yield raw
-
-
-def _unpacked(raw: io.BufferedReader) -> Iterator[bytes]:
-    """Content of a zstandard file of any number of frames.
-
-    Raises:
-        EOFError: it ends inside a frame, which zstandard's own reader takes for the end.
-    """
-    frame = None
-    while chunk := raw.read(_READ):
-        while chunk:
-            if frame is None:
-                # Files made with zstd --long need windows larger than the default.
-                frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("it ends in the middle; it was not copied completely")
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    held: list[bytes] = []
-    for chunk in chunks:
-        for line in io.BytesIO(chunk):
-            held.append(line)
-            if line.endswith(b"\n"):
-                yield b"".join(held)
-                held = []
-    if held:
-        yield b"".join(held)

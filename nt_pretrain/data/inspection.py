@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.files import whole_file
+from nt_pretrain.data.histogram import histogram
 from nt_pretrain.data.image_shards import labels_of
 from nt_pretrain.data.images import ImageError, pixels, size_of
 from nt_pretrain.data.manifest import Manifest, read_manifest
@@ -19,8 +20,6 @@ from nt_pretrain.data.shards import Shard
 
 TILE, CAPTION, COLUMNS = 144, 14, 8
 """Pixels of a picture's square and of the line below it; pictures in a row."""
-BAR = 40
-"""Characters of the longest bar of a histogram."""
 _NAME_BYTES = 100
 """Of a ustar header, which begins with the member's name."""
 
@@ -80,7 +79,7 @@ def inspect_pictures(folder: Path, count: int) -> Inspection:
     """
     manifest = read_manifest(folder)
     if manifest.format != "images":
-        raise DataError(f"{folder} holds {manifest.format}, not pictures; inspect shows pictures only")
+        raise DataError(f"{folder} holds {manifest.format}, not pictures")
     places = np.unique(np.linspace(0, manifest.documents - 1, min(count, manifest.documents)).astype(np.int64))
     per_class, sizes, samples = np.zeros(len(manifest.classes), dtype=np.int64), [], []
     before = 0
@@ -95,17 +94,6 @@ def inspect_pictures(folder: Path, count: int) -> Inspection:
         finally:
             shard.close()
     return Inspection(manifest, per_class, np.concatenate(sizes), samples)
-
-
-def histogram(sizes: np.ndarray) -> list[str]:
-    """Lines with the number of sizes between powers of two."""
-    powers = np.floor(np.log2(np.maximum(sizes, 1))).astype(int)
-    counts = {power: int((powers == power).sum()) for power in range(int(powers.min()), int(powers.max()) + 1)}
-    most = max(counts.values())
-    return [
-        f"  {2**power:>13,} to {2 ** (power + 1) - 1:>13,}  {count:>11,}  {'#' * -(-count * BAR // most)}"
-        for power, count in counts.items()
-    ]
 
 
 def write_contact_sheet(inspection: Inspection, path: Path) -> None:

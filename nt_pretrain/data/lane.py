@@ -10,7 +10,7 @@ from typing import TypeVar
 from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.faults import WHOLE_SHARD, Fault
-from nt_pretrain.data.order import MASK, Order, digest_of
+from nt_pretrain.data.order import MASK, Order
 from nt_pretrain.data.text import Cursor
 
 Content = TypeVar("Content")
@@ -66,7 +66,8 @@ class Lane:
         """
         shard, document = self._order.document(cursor.epoch, self._number, cursor.document)
         self._reading.at(self._source, shard, document)
-        self._look_ahead(cursor)
+        if self._split.is_remote:
+            self._look_ahead(cursor)
         try:
             return read(shard, document)
         except BadInput as error:
@@ -87,8 +88,7 @@ class Lane:
         Raises:
             DataError: an epoch ends in which not every document came exactly once.
         """
-        shard, document = self._order.document(cursor.epoch, self._number, cursor.document)
-        digest = (cursor.digest + digest_of(self._order.number(shard, document))) & MASK
+        digest = (cursor.digest + self._order.mark(cursor.epoch, self._number, cursor.document)) & MASK
         if cursor.document + 1 < self._documents:
             return Cursor(cursor.epoch, cursor.document + 1, 0, digest)
         expected = self._order.lane_digest(cursor.epoch, self._number)
@@ -104,7 +104,7 @@ class Lane:
     def _look_ahead(self, cursor: Cursor) -> None:
         """At the beginning of a window, have the shards of the next one fetched."""
         window = cursor.epoch, cursor.document // self._order.window
-        if window != self._window and self._split.is_remote:
+        if window != self._window:
             self._window = window
             last = (window[1] + 1) * self._order.window >= self._documents
             ahead = (window[0] + 1, 0) if last else (window[0], window[1] + 1)
@@ -118,6 +118,5 @@ def carried_over(order: Order, lane: int, cursor: Cursor) -> Cursor:
     Its digest becomes that of the documents before it here, so that the rest of the epoch can be checked as ever.
     """
     document = min(cursor.document, order.lane_documents(lane) - 1)
-    places = (order.document(cursor.epoch, lane, each) for each in range(document))
-    digest = sum(digest_of(order.number(*place)) for place in places) & MASK
+    digest = sum(order.mark(cursor.epoch, lane, each) for each in range(document)) & MASK
     return Cursor(cursor.epoch, document, 0, digest)

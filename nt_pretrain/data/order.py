@@ -59,12 +59,13 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Window:
-    """Shard and document of each place of a window, in Python's own arrays: numpy's are slow to index, lists large."""
+    """Shard, document and mark of each place of a window; Python's own arrays, since numpy's are slow to index."""
 
     epoch: int
     number: int
     shards: array[int]
     documents: array[int]
+    marks: array[int]
 
 
 class Order:
@@ -101,6 +102,11 @@ class Order:
         if window is None or window.number != number or window.epoch != epoch:
             window = self._windows[lane] = self._window(epoch, lane, number)
         return window.shards[inside], window.documents[inside]
+
+    def mark(self, epoch: int, lane: int, position: int) -> int:
+        """:func:`digest_of` the number of the document there."""
+        self.document(epoch, lane, position)
+        return self._windows[lane].marks[position % self.window]
 
     def number(self, shard: int, document: int) -> int:
         """The global number of a document: its place in the corpus as the manifest lists it."""
@@ -142,7 +148,10 @@ class Order:
         line = self._line(epoch)
         slots = np.searchsorted(line.ends, places, side="right")
         shards, documents = line.shards[slots], places - line.starts[slots]
-        return _Window(epoch, number, array("q", shards.tobytes()), array("q", documents.tobytes()))
+        with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+            marks = _mixed((self._before[shards] + documents).astype(np.uint64) + np.uint64(_GOLDEN))
+        columns = array("q", shards.tobytes()), array("q", documents.tobytes()), array("Q", marks.tobytes())
+        return _Window(epoch, number, *columns)
 
     def _line(self, epoch: int) -> _Line:
         if epoch not in self._epochs:

@@ -1,91 +1,85 @@
 """Documents to shards: split by hash, put in hash order, written reproducibly, checked.
 
 A document's place follows from the hash of its text alone: which split it belongs to (so copies of a text never stand
-on both sides) and where in the shards it comes (so every shard is a fair sample). Documents first go to buckets on disk
-by their hash, then each bucket is sorted in memory, so corpora larger than memory are no problem.
+on both sides) and where in the shards it comes (so every shard is a fair sample). Neither the number of processes nor
+the way the input is cut into files enters. Processes first turn files into sorted runs (``read_text``), then each shard
+is put together from its range of all runs (``write_text``); both halves are kept if the work is interrupted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from nt_pretrain import __version__
-from nt_pretrain.data.documents import LONGEST, Document, Problems, find_files, read_documents
+from nt_pretrain.data.documents import Problems
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.files import whole_file, whole_folder
-from nt_pretrain.data.manifest import FILE, Manifest, ShardEntry, Source, file_sha256, read_manifest
-from nt_pretrain.data.shards import index_path, write_shard
-from nt_pretrain.data.spool import Spool
-from nt_pretrain.data.tokenizer import Tokenizer
+from nt_pretrain.data.files import resumed_folder, whole_file
+from nt_pretrain.data.inputs import Input, find_inputs, is_url
+from nt_pretrain.data.manifest import FILE, Manifest, ShardEntry, Source, read_manifest
+from nt_pretrain.data.notes import FOLDER as NOTES
+from nt_pretrain.data.read_text import (
+    FETCHED,
+    RUNS,
+    SPLITS,
+    Group,
+    GroupRead,
+    Recipe,
+    grouped,
+    read_groups,
+    token_dtype,
+    units_of,
+)
+from nt_pretrain.data.write_text import ShardRange, plan_ranges, shard_entry, write_ranges
 
-SPLITS = ("train", "validation")
-BUCKET_BYTES = 256_000_000
-"""Text sorted in memory at once."""
-EXPANSION = 4
-"""Bytes of text from a byte of input, if compressed; only the number of buckets depends on it."""
 Progress = Callable[[str, int, int], None]
 """(what is done, units done, units in all), called often."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How text becomes shards.
-
-    Attributes:
-        name: first part of the shards' names.
-        validation_share: share of documents held out, by hash.
-        shard_bytes: size after which a new shard begins.
-        longest: characters after which a document is cut.
-        tokenizer: if given, token numbers are written instead of text.
-    """
-
-    name: str
-    validation_share: float
-    shard_bytes: int
-    longest: int = LONGEST
-    tokenizer: Tokenizer | None = None
-
-    @property
-    def split_rule(self) -> str:
-        return f"validation: first 8 bytes of the text's sha256, little-endian, below {self.validation_share} x 2**64"
-
-
-def prepare_text(inputs: list[Path], out: Path, recipe: Recipe, progress: Progress) -> Problems:
+def prepare_text(
+    inputs: Sequence[str | Path], out: Path, recipe: Recipe, progress: Progress, workers: int = 1
+) -> Problems:
     """Write the splits ``out/train`` and ``out/validation``: shards, index and manifest. Both appear at once.
+
+    Interrupted, it leaves ``out.partial``, from which the same call goes on.
+
+    Args:
+        inputs: files, folders, or URLs; braces and, in URLs of object stores, stars stand for many.
+        workers: processes; the shards do not depend on their number.
 
     Returns what was left out or mended.
 
     Raises:
         DataError: inputs cannot be read, a split would hold nothing, or ``out`` holds something else.
     """
-    files = [(path, find_files(path)) for path in inputs]
-    problems = Problems()
-    with whole_folder(out) as folder:
-        size = sum(each.stat().st_size for _, found in files for each in found)
-        spool = Spool(folder / "unsorted", max(1, size * EXPANSION // BUCKET_BYTES))
-        _spool_documents([each for _, found in files for each in found], spool, recipe, problems, progress)
-        if not spool.counts:
-            raise DataError("\n".join([f"no documents in {', '.join(map(str, inputs))}", *problems.lines()]))
-        sources = [_source(path, found) for path, found in files]
+    found = find_inputs(inputs)
+    groups = grouped([file for each in found for file in each.files])
+    names = "\n".join(each.name for each in found)
+    plan = hashlib.sha256(f"{__version__} {recipe.digest}\n{names}".encode()).hexdigest()
+    with resumed_folder(out, plan) as folder:
+        for inside in (*SPLITS, RUNS, NOTES):
+            (folder / inside).mkdir(exist_ok=True)
+        read = _read(groups, folder, recipe, workers, progress)
+        problems = Problems()
+        for each in read:
+            problems.merge(each.problems)
+        try:
+            shards = _planned(read, folder, recipe, problems, inputs, progress)
+        except DataError:
+            shutil.rmtree(folder)  # nothing in it is of use to inputs or options that can work
+            raise
+        _write(shards, folder, recipe, workers, progress)
+        sources = _sources(found, [file for each in read for file in each.files])
         for split in SPLITS:
-            if not spool.counts.get(split):
-                raise DataError(
-                    f"the {split} split is empty: {sum(spool.counts.values())} documents are too few for "
-                    f"--validation-share {recipe.validation_share}; one long text is cut into documents by "
-                    "--document-characters"
-                )
-            (folder / split).mkdir()
-            shards = _write_shards(spool, split, folder / split, recipe, progress)
-            manifest = _manifest(split, shards, sources, recipe, problems)
+            entries = [shard_entry(folder, shard) for shard in shards if shard.split == split]
+            manifest = _manifest(split, [each for each in entries if each], sources, recipe, problems)
             with whole_file(folder / split / FILE) as file:
                 file.write(manifest.to_text().encode())
-        spool.remove()
+        for inside in (RUNS, FETCHED):
+            shutil.rmtree(folder / inside, ignore_errors=True)
+    shutil.rmtree(out / NOTES)
     return problems
 
 
@@ -93,8 +87,9 @@ def is_prepared(out: Path) -> bool:
     return all((out / split / FILE).exists() for split in SPLITS)
 
 
-def check_same(inputs: list[Path], out: Path, recipe: Recipe) -> None:
-    """Check that ``out`` was made from these inputs by this recipe. Inputs that are gone are taken to be the same.
+def check_same(inputs: Sequence[str | Path], out: Path, recipe: Recipe) -> None:
+    """Check that ``out`` was made from these inputs by this recipe. Inputs that are gone are taken to be the same, and
+    of remote ones only their names are compared.
 
     Raises:
         DataError: naming what differs.
@@ -106,11 +101,18 @@ def check_same(inputs: list[Path], out: Path, recipe: Recipe) -> None:
         ("split", made.split_rule, recipe.split_rule),
         ("--tokenizer (sha256)", made.tokenizer or "none", wanted or "none"),
     ]
-    if all(path.exists() for path in inputs) and all(source.sha256 for source in made.sources):
-        before = [f"{source.name} ({source.bytes:,} bytes)" for source in made.sources]
-        sizes = [(path.resolve().name, sum(file.stat().st_size for file in find_files(path))) for path in inputs]
-        found.append(("inputs", ", ".join(before), ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes)))
+    there = all(is_url(str(each)) or "{" in str(each) or Path(each).exists() for each in inputs)
+    if there and all(source.sha256 for source in made.sources):
+        now = find_inputs(inputs)
+        remote = {each.name for each in now if each.files[0].size is None}
+        before = [_of(each.name, each.bytes, each.name in remote) for each in made.sources]
+        after = [_of(each.name, sum(file.size or 0 for file in each.files), each.name in remote) for each in now]
+        found.append(("inputs", ", ".join(before), ", ".join(after)))
     refuse_different(out, found)
+
+
+def _of(name: str, size: int, remote: bool) -> str:
+    return name if remote else f"{name} ({size:,} bytes)"
 
 
 def refuse_different(out: Path, found: list[tuple[str, str, str]]) -> None:
@@ -126,72 +128,76 @@ def refuse_different(out: Path, found: list[tuple[str, str, str]]) -> None:
         )
 
 
-def _spool_documents(files: list[Path], spool: Spool, recipe: Recipe, problems: Problems, progress: Progress) -> None:
-    limit = int(recipe.validation_share * 2**64)
-    total, done = sum(each.stat().st_size for each in files), 0
-    for path in files:
-        what, before = f"reading {path.name} (bytes)", done
-
-        def at(read: int, what: str = what, before: int = before) -> None:
-            progress(what, before + read, total)
-
-        at(0)
-        for document in read_documents(path, problems, longest=recipe.longest, at=at):
-            digest = hashlib.sha256(document.text.encode()).digest()
-            split = "validation" if int.from_bytes(digest[:8], "little") < limit else "train"
-            # What decides the split must not decide the order too: the first bytes are spent.
-            spool.add(split, digest[8:], row_of(document))
-        done += path.stat().st_size
-    progress("reading (bytes)", total, total)
-    spool.flush()
+def _read(groups: list[Group], folder: Path, recipe: Recipe, workers: int, progress: Progress) -> list[GroupRead]:
+    files = sum(len(group.files) for group in groups)
+    remote = any(group.files[0].size is None for group in groups)
+    unit = "files" if all(group.files[0].size is None for group in groups) else "bytes"
+    what = f"reading {'and fetching ' if remote else ''}{files:,} files ({unit})"
+    advance = _counted(progress, what, sum(map(units_of, groups)))
+    return read_groups(groups, folder, recipe, workers, advance)
 
 
-def _write_shards(spool: Spool, split: str, folder: Path, recipe: Recipe, progress: Progress) -> list[ShardEntry]:
-    shards: list[ShardEntry] = []
-    rows: list[bytes] = []
-    size = 0
+def _counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    """Told of units done, tells of all that are."""
+    done = 0
 
-    def close() -> None:
-        path = folder / f"{recipe.name}-{split}-{len(shards):06d}.tar"
-        write_shard(path, rows, "jsonl" if recipe.tokenizer is None else "tokens")
-        hashes = file_sha256(path), file_sha256(index_path(path))
-        shards.append(ShardEntry(path.name, len(rows), path.stat().st_size, *hashes))
-        rows.clear()
+    def advance(units: int) -> None:
+        nonlocal done
+        done += units
+        progress(what, done, total)
 
-    for done, row in enumerate(spool.in_order(split)):
-        if done % 256 == 0:
-            progress(f"writing {split} (documents)", done, spool.counts[split])
-        encoded = row if recipe.tokenizer is None else _token_bytes(row, recipe.tokenizer)
-        if rows and size + len(encoded) > recipe.shard_bytes:
-            close()
-            size = 0
-        rows.append(encoded)
-        size += len(encoded)
-    close()
-    return shards
+    advance(0)
+    return advance
 
 
-def row_of(document: Document) -> bytes:
-    """A document as a line of JSON, in C4's order of fields."""
-    return json.dumps({"text": document.text, **document.meta}, ensure_ascii=False).encode() + b"\n"
+def _planned(
+    read: list[GroupRead],
+    folder: Path,
+    recipe: Recipe,
+    problems: Problems,
+    inputs: Sequence[str | Path],
+    progress: Progress,
+) -> list[ShardRange]:
+    """Which documents go into which shard.
+
+    Raises:
+        DataError: a split would be empty.
+    """
+    totals = {split: [sum(each.totals[split][n] for each in read) for n in (0, 1)] for split in SPLITS}
+    documents = sum(count for count, _ in totals.values())
+    if not documents:
+        raise DataError("\n".join([f"no documents in {', '.join(map(str, inputs))}", *problems.lines()]))
+    for split, (count, _) in totals.items():
+        if not count:
+            raise DataError(
+                f"the {split} split is empty: {documents} documents are too few for "
+                f"--validation-share {recipe.validation_share}; one long text is cut into documents by "
+                "--document-characters"
+            )
+    runs = {split: [name for each in read for name in each.runs[split]] for split in SPLITS}
+    ranges = {split: -(-size // recipe.shard_bytes) for split, (_, size) in totals.items()}
+    counted = _counted(progress, "planning (sorted runs)", sum(map(len, runs.values())))
+    return plan_ranges(folder, recipe.name, runs, ranges, counted)
 
 
-def _token_bytes(row: bytes, tokenizer: Tokenizer) -> bytes:
-    return tokenizer.encode(json.loads(row)["text"]).astype(token_dtype(tokenizer)).tobytes()
+def _write(shards: list[ShardRange], folder: Path, recipe: Recipe, workers: int, progress: Progress) -> None:
+    total = sum(each.documents for each in shards)
+    advance = _counted(progress, f"writing {len(shards):,} shards (documents)", total)
+    write_ranges(folder, shards, "jsonl" if recipe.tokenizer is None else "tokens", workers, advance)
 
 
-def token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
-    """The smallest type that holds every token."""
-    return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
-
-
-def _source(path: Path, files: list[Path]) -> Source:
-    """Facts of an input; the hash is that of the lines ``sha256sum`` prints for its files, in their order."""
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        digest.update(f"{file_sha256(file)}  {name}\n".encode())
-    return Source(path.resolve().name, len(files), sum(file.stat().st_size for file in files), digest.hexdigest())
+def _sources(inputs: list[Input], files: list[tuple[int, str]]) -> list[Source]:
+    """Facts of the inputs; the hash is that of the lines ``sha256sum`` prints for the files of one, in their order."""
+    found = []
+    rest = iter(files)
+    for each in inputs:
+        digest, size = hashlib.sha256(), 0
+        for file in each.files:
+            bytes_, sha256 = next(rest)
+            digest.update(f"{sha256}  {file.name}\n".encode())
+            size += bytes_
+        found.append(Source(each.name, len(each.files), size, digest.hexdigest()))
+    return found
 
 
 def _manifest(

@@ -6,17 +6,12 @@ the next attempt writes only shards without. The notes go when the folder is com
 
 from __future__ import annotations
 
+import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nt_pretrain import __version__
@@ -27,11 +22,13 @@ from nt_pretrain.data.image_plan import ImageRecipe, Plan, ShardPlan, plan_shard
 from nt_pretrain.data.image_shards import Sample, key_of_picture, write_image_shard
 from nt_pretrain.data.images import ImageError, check, extension_of
 from nt_pretrain.data.manifest import FILE, Manifest, ShardEntry, Source, file_sha256, read_manifest
+from nt_pretrain.data.notes import FOLDER as NOTES
+from nt_pretrain.data.notes import read_note, write_note
 from nt_pretrain.data.pictures import Picture, find_pictures
 from nt_pretrain.data.prepare import SPLITS, Progress, refuse_different
+from nt_pretrain.data.processes import Advance, work_through
 from nt_pretrain.data.shards import index_path
 
-NOTES = "notes"
 LEFT_OUT = "left-out.jsonl"
 """Beside the manifest, if there are any: name, kind and detail of every picture that was left out."""
 
@@ -48,10 +45,11 @@ class ImageInputs:
 
 @dataclass(frozen=True)
 class Note:
-    """A finished shard, and (name, kind, detail) of each picture left out of it."""
+    """A finished shard, (name, kind, detail) of each picture left out of it, and the hash of every picture planned."""
 
     entry: ShardEntry
     left_out: list[list[str]]
+    sha256: list[str]
 
 
 def prepare_images(inputs: ImageInputs, out: Path, recipe: ImageRecipe, workers: int, progress: Progress) -> Problems:
@@ -75,6 +73,7 @@ def prepare_images(inputs: ImageInputs, out: Path, recipe: ImageRecipe, workers:
         }
         for name, kind, _ in (left for found in notes.values() for note in found if note for left in note.left_out):
             problems.add(f"pictures left out: {kind}", name)
+        sources = _hashed(sources, plan, notes, recipe)
         for split, found in notes.items():
             _finish(folder / split, split, [note for note in found if note], plan, sources, recipe, problems)
     shutil.rmtree(out / NOTES)
@@ -112,32 +111,48 @@ def _planned(
 
 
 def _source(path: Path, pictures: list[Picture]) -> Source:
-    """Without a hash: the sources are read once, by the processes that write, and the shards have theirs."""
+    """Without a hash yet: the sources are read once, by the processes that write."""
     return Source(path.resolve().name, len(pictures), sum(picture.size for picture in pictures), "")
+
+
+def _hashed(
+    sources: list[Source], plan: Plan, notes: dict[str, list[Note | None]], recipe: ImageRecipe
+) -> list[Source]:
+    """The sources with the hash of the lines ``sha256sum`` prints for their pictures, named CLASS/FILE and sorted."""
+    lines: list[list[tuple[str, str]]] = [[] for _ in sources]
+    for split, found in notes.items():
+        source = 1 if split == "validation" and recipe.validation_share is None else 0
+        shards = (each for each in plan.shards if each.split == split)
+        for shard, note in zip(shards, found, strict=True):
+            assert note is not None, "all shards are written"
+            names = (picture.name for picture in shard.pictures)
+            lines[source] += zip(names, note.sha256, strict=True)
+    hashed = []
+    for facts, each in zip(sources, lines, strict=True):
+        digest = hashlib.sha256()
+        for name, sha256 in sorted(each):
+            digest.update(f"{sha256}  {name}\n".encode("utf-8", "surrogateescape"))
+        hashed.append(replace(facts, sha256=digest.hexdigest()))
+    return hashed
 
 
 def _write_missing(plan: Plan, folder: Path, name: str, workers: int, progress: Progress) -> None:
     missing = [each for each in plan.shards if _note(folder, each, name) is None]
-    total, done = sum(len(each.pictures) for each in missing), 0
-    progress("writing (pictures)", done, total)
-    if min(workers, len(missing)) <= 1:
-        for each in missing:
-            write_planned(folder, each, name)
-            done += len(each.pictures)
-            progress("writing (pictures)", done, total)
-        return
-    with _processes(min(workers, len(missing))) as pool:
-        futures = {pool.submit(write_planned, folder, each, name): len(each.pictures) for each in missing}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += futures[future]
-                progress("writing (pictures)", done, total)
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that wrote shards was killed, probably by the system for want of memory. Finished shards "
-                "are kept; run the command again with fewer --workers"
-            ) from None
+    total, done = sum(len(each.pictures) for each in plan.shards), 0
+
+    def advance(pictures: int) -> None:
+        nonlocal done
+        done += pictures
+        progress("writing (pictures)", done, total)
+
+    advance(total - sum(len(each.pictures) for each in missing))
+    work_through([partial(_write_and_tell, folder, each, name) for each in missing], workers, advance)
+
+
+def _write_and_tell(folder: Path, plan: ShardPlan, name: str, advance: Advance) -> None:
+    advance(0)
+    write_planned(folder, plan, name)
+    advance(len(plan.pictures))
 
 
 def write_planned(folder: Path, plan: ShardPlan, name: str) -> None:
@@ -147,8 +162,9 @@ def write_planned(folder: Path, plan: ShardPlan, name: str) -> None:
         DataError: a source cannot be read, or not one picture of the shard can be decoded.
     """
     left_out: list[list[str]] = []
+    sha256: list[str] = []
     path = _shard_path(folder, plan, name)
-    written = write_image_shard(path, _samples(plan, left_out))
+    written = write_image_shard(path, _samples(plan, left_out, sha256))
     if not written:
         path.unlink()
         raise DataError(
@@ -156,14 +172,14 @@ def write_planned(folder: Path, plan: ShardPlan, name: str) -> None:
             f"{left_out[0][2]}); are the sources complete?"
         )
     hashes = file_sha256(path), file_sha256(index_path(path))
-    note = Note(ShardEntry(path.name, written, path.stat().st_size, *hashes), left_out)
-    with whole_file(_note_path(folder, plan)) as file:
-        file.write(json.dumps(asdict(note)).encode())
+    note = Note(ShardEntry(path.name, written, path.stat().st_size, *hashes), left_out, sha256)
+    write_note(_note_path(folder, plan), asdict(note))
 
 
-def _samples(plan: ShardPlan, left_out: list[list[str]]) -> Iterator[Sample]:
+def _samples(plan: ShardPlan, left_out: list[list[str]], sha256: list[str]) -> Iterator[Sample]:
     for place, (picture, label) in enumerate(zip(plan.pictures, plan.labels, strict=True), plan.first):
         content = picture.read()
+        sha256.append(hashlib.sha256(content).hexdigest())
         try:
             extension = extension_of(content)
             if plan.check:
@@ -185,13 +201,11 @@ def _note_path(folder: Path, plan: ShardPlan) -> Path:
 def _note(folder: Path, plan: ShardPlan, name: str) -> Note | None:
     """The note of a finished shard; None if it is still to be written."""
     shard = _shard_path(folder, plan, name)
-    try:
-        content = json.loads(_note_path(folder, plan).read_bytes())
-        note = Note(ShardEntry(**content["entry"]), content["left_out"])
-        whole = shard.stat().st_size == note.entry.bytes and index_path(shard).exists()
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    content = read_note(_note_path(folder, plan))
+    if content is None or not shard.exists() or not index_path(shard).exists():
         return None
-    return note if whole else None
+    note = Note(ShardEntry(**content["entry"]), content["left_out"], content["sha256"])
+    return note if shard.stat().st_size == note.entry.bytes else None
 
 
 def _finish(
@@ -223,30 +237,3 @@ def _finish(
             file.write("".join(json.dumps(left) + "\n" for left in left_out).encode())
     with whole_file(folder / FILE) as file:
         file.write(manifest.to_text().encode())
-
-
-@contextmanager
-def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that finish the shard at hand, and no other, when the block ends by an error or Ctrl-C."""
-    context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_settle)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-def _settle() -> None:
-    # Ctrl-C reaches every process of a terminal; only the first decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """End when the command was killed: nobody else would end this process, and what it writes is atomic."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in processes of the pool only"
-    parent.join()
-    os._exit(1)

@@ -91,7 +91,7 @@ class _Reader(IterableDataset[Part]):
         row = self._progress[reader].numpy()
 
         def at(source: int, shard: int, document: int) -> None:
-            row[:] = (source, shard, document, time.monotonic_ns())
+            row[0], row[1], row[2], row[3] = source, shard, document, time.monotonic_ns()
 
         return parts_of(self._config, self._cursors, reader, readers, self._first_step, Reading(at))
 

@@ -13,7 +13,7 @@ a sequence of padding, which no loss and no count sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ PADDING = -1
 """Document number of padding."""
 
 
-@dataclass(frozen=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Where a lane of a source stands: its next sequence starts at token ``offset`` of document ``document`` of
     ``epoch``. ``digest`` is the sum modulo 2**64 of the marks of the documents before it in this epoch.
     """
@@ -33,8 +32,7 @@ class Cursor:
     digest: int = 0
 
 
-@dataclass(frozen=True)
-class Sequence:
+class Sequence(NamedTuple):
     """T + 1 token numbers and the number of each token's document inside the sequence (int32), and what comes next."""
 
     tokens: np.ndarray
@@ -43,32 +41,33 @@ class Sequence:
 
 
 Read = Callable[[Cursor], np.ndarray]
-"""The tokens of the document in which a cursor lies, the closing one included; its offset does not matter."""
+"""The tokens (of any integer type) of the document in which a cursor lies, the closing one included; its offset does
+not matter."""
 Following = Callable[[Cursor], Cursor]
 """From a cursor to the beginning of the document after its own, in the next epoch after the last one."""
 
 
 def packed(read: Read, following: Following, cursor: Cursor, length: int) -> Iterator[Sequence]:
     """Packed sequences of ``length`` + 1 tokens from ``cursor`` on; the lane runs on into the next epoch."""
-    offset = cursor.offset
-    tokens = read(cursor)
+    tokens, whole = read(cursor), length + 1
+    offset = min(cursor.offset, len(tokens))  # beyond it lies only what has become unreadable since
     while True:
-        parts: list[np.ndarray] = []
-        numbers: list[np.ndarray] = []
-        missing = length + 1
-        while missing:
-            piece = tokens[offset : offset + missing]
-            parts.append(piece)
-            numbers.append(np.full(len(piece), len(numbers), dtype=np.int32))
-            missing -= len(piece)
-            offset += len(piece)
-            if missing:
-                cursor, offset = following(cursor), 0
-                tokens = read(cursor)
+        # Filled in place: parts put together at the end take 1.3 to 1.7 times as long.
+        line, numbers = np.empty(whole, dtype=np.int32), np.zeros(whole, dtype=np.int32)
+        filled = number = 0
+        while (end := filled + len(tokens) - offset) < whole:
+            line[filled:end] = tokens[offset:]
+            if number:
+                numbers[filled:end] = number
+            filled, number, offset = end, number + 1, 0
+            cursor = following(cursor)
+            tokens = read(cursor)
+        stop = offset + whole - filled
+        line[filled:] = tokens[offset:stop]
+        numbers[filled:] = number
         # The next sequence starts with this one's last token, which lies in the present document.
-        offset -= 1
-        after = Cursor(cursor.epoch, cursor.document, offset, cursor.digest)
-        yield Sequence(np.concatenate(parts), np.concatenate(numbers), after)
+        offset = stop - 1
+        yield Sequence(line, numbers, Cursor(cursor.epoch, cursor.document, offset, cursor.digest))
 
 
 def truncated(read: Read, following: Following, cursor: Cursor, length: int) -> Iterator[Sequence]:

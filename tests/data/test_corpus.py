@@ -65,6 +65,6 @@ def test_a_row_without_text_is_named(sea: Sea, tmp_path: Path, content: bytes) -
     entry = replace(entry, index_sha256=file_sha256(index_path(tmp_path / "a.tar")))
     split = Split(Folder(tmp_path), replace(manifest, shards=[entry]), None)
     assert split.text(0, 0) == "one"
-    with pytest.raises(BadInput, match=r"a\.tar: document 1 is not a row with a text") as error:
+    with pytest.raises(BadInput, match=r"a\.tar: document 1 is no row with a text") as error:
         split.text(0, 1)
     assert error.value.of_document

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from nt_pretrain.data import documents
 from nt_pretrain.data.documents import Document, Problems, find_files, read_documents
 from nt_pretrain.data.errors import DataError
 
@@ -69,6 +70,15 @@ def test_c4_keeps_its_timestamp_and_url(tmp_path: Path) -> None:
     assert list(read_documents(path, Problems())) == [Document("words", meta)]
 
 
+def test_the_text_may_stand_in_another_field(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", b'{"body": "words", "url": "https://example.org"}\n{"text": "others"}\n')
+    problems = Problems()
+    found = list(read_documents(path, problems, field="body"))
+    assert found == [Document("words", {"url": "https://example.org"})]
+    assert problems.lines() == [f'1 rows left out, since they are no JSON object with a "body" (first: {path}:2)']
+    assert list(read_documents(path, Problems(), field="url")) == [Document("https://example.org", {})]
+
+
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     path = written(tmp_path / "book.txt", "\ufeff First line.\r\n\nÜber.\n\n".encode())
     assert read(path) == (["First line.\r\n\nÜber."], {})
@@ -109,11 +119,39 @@ def test_long_documents_are_cut_at_line_ends(tmp_path: Path, name: str) -> None:
     assert "".join("".join(found).split()) == "".join(text.split()), "nothing is lost"
 
 
+def test_a_row_that_is_too_long_is_left_out_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "LONGEST_ROW", 40)
+    fits = json.dumps({"text": "x" * 27}).encode()
+    assert len(fits) == 39
+    content = b"\n".join([fits, fits[:-2] + b'y"}', b'{"text": "' + b"z" * 500 + b'"}', b'{"text": "last"}'])
+    for name, packed in (("a.jsonl", content), ("a.jsonl.gz", gzip.compress(content))):
+        found, counts = read(written(tmp_path / name, packed))
+        assert found == ["x" * 27, "last"]
+        assert counts == {"rows left out, since they are longer than 40 bytes": 2}
+
+
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_long_lines_of_text_are_not_cut_inside_a_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(documents, "LONGEST_PART", limit)
+    text = "aé漢🐋" * 20 + "\nb🐋é\n" + "ende"
+    assert read(written(tmp_path / "a.txt", text.encode())) == ([text], {})
+
+
+def test_zstandard_files_are_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
+    line = json.dumps({"text": "x" * 50_000_000}).encode()  # 5 KB packed
+    found, _ = read(written(tmp_path / "a.jsonl.zst", zstandard.compress(line)), longest=60_000_000)
+    assert [len(text) for text in found] == [50_000_000]
+
+
 def test_files_of_a_folder_come_sorted_and_hidden_ones_do_not(tmp_path: Path) -> None:
-    for name in ("b.txt", "a/z.jsonl.gz", "a/picture.jpg", ".git/c.txt", "a/.hidden.txt", "c.json.zst"):
+    for name in ("b.txt", "a/z.jsonl.gz", "a/picture.jpg", ".git/c.txt", "a/.hidden.txt", "c.json.zst", "d.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_files(tmp_path) == [tmp_path / name for name in ("a/z.jsonl.gz", "b.txt", "c.json.zst")]
+    assert find_files(tmp_path) == [tmp_path / name for name in ("a/z.jsonl.gz", "b.txt", "c.json.zst", "d.parquet")]
 
 
 def test_inputs_that_cannot_be_read_say_why(tmp_path: Path) -> None:

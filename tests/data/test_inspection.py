@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.histogram import histogram
 from nt_pretrain.data.image_plan import ImageRecipe
-from nt_pretrain.data.inspection import histogram, inspect_pictures, write_contact_sheet
+from nt_pretrain.data.inspection import inspect_pictures, write_contact_sheet
 from nt_pretrain.data.prepare_images import ImageInputs, prepare_images
 from tests.data.conftest import Sea
 from tests.data.photos import CLASSES, jpeg, write_classes

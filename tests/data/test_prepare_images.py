@@ -68,6 +68,9 @@ def test_every_picture_is_in_one_split_with_its_bytes_and_label(train: Path, tmp
     assert len(manifest.shards) > 2
     (source,) = manifest.sources
     assert (source.name, source.files) == ("train", 24)
+    named = sorted((f"{path.parent.name}/{path.name}", path.read_bytes()) for path in train.rglob("*.JPEG"))
+    lines = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in named)
+    assert source.sha256 == hashlib.sha256(lines.encode()).hexdigest()
     assert str(tmp_path) not in manifest.to_text(), "no path of this machine"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"train", "validation"}
 

@@ -27,7 +27,8 @@ def test_from_pictures_to_a_contact_sheet(tmp_path: Path, capsys: pytest.Capture
     assert "is prepared already; delete it to prepare it anew" in capsys.readouterr().out
     assert main(["verify", out]) == 0
     assert main(["inspect", out]) == 0
-    assert "contact sheet: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "contact sheet: " in printed and printed.splitlines()[-1].startswith("next: python launch/prepare.py ")
     assert (tmp_path / "mini" / "contact-sheet-train.png").stat().st_size > 1000
     assert main(["inspect", out, "--split", "validation", "--sheet", str(tmp_path / "sheet.png")]) == 0
     assert "n01443537" in capsys.readouterr().out and (tmp_path / "sheet.png").exists()
@@ -71,4 +72,4 @@ def test_an_interruption_says_what_is_kept(
     monkeypatch.setattr("nt_pretrain.data.prepare_images.write_planned", interrupt)
     command = ["images", str(tmp_path / "train"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main([*command, "--validation-share", "0.3"]) == 130
-    assert "finished shards are kept, and the same command goes on" in capsys.readouterr().err
+    assert "what is finished is kept in " + str(tmp_path / "out.partial") in capsys.readouterr().err
