@@ -28,6 +28,7 @@ from bench_timing import Times, measure, ratio
 
 from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.image_shards import labels_of
+from nt_pretrain.data.lane import Lane, Reading
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import Shard
 from nt_pretrain.data.store import Folder
@@ -130,7 +131,10 @@ def pack_epochs(split: Split, order: Order, length: int, epochs: int) -> int:
         lane = Lane(0, "bench", split, order, number, Reading(), 0)
 
         def read(cursor: Cursor, lane: Lane = lane) -> np.ndarray:
-            return lane.document(cursor, split.tokens, nothing)
+            nonlocal tokens
+            found = lane.document(cursor, split.tokens, nothing)
+            tokens += len(found)
+            return found
 
         for sequence in packed(read, lane.following, Cursor(), length):
             if sequence.after.epoch == epochs:
