@@ -13,7 +13,7 @@ import numpy as np
 from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.manifest import Manifest
 from nt_pretrain.data.order import Order
-from nt_pretrain.data.shards import Shard
+from nt_pretrain.data.shards import LABELLED, Shard
 from nt_pretrain.data.store import Folder, Store
 from nt_pretrain.data.tokenizer import Tokenizer
 
@@ -95,7 +95,13 @@ class Split:
             BadInput: it cannot be read.
         """
         content = self.content(shard, document)
-        return content, int(self._shard(shard).index["label"][document])
+        opened = self._open[shard]
+        labels = opened.index["label"] if opened.index.dtype == LABELLED else np.array([], np.uint32)
+        label = int(labels[document]) if len(labels) else -1
+        if not 0 <= label < len(self.manifest.classes):
+            words = f"{opened.name}: picture {document} has label {label} of {len(self.manifest.classes)} classes"
+            raise BadInput("not a label", words, of_document=True)
+        return content, label
 
     def content(self, shard: int, document: int) -> bytes:
         """The stored bytes of a document, checked against their checksum.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class DataError(Exception):
     """Data cannot be read, is not what it was, or does not fit the run. The command line exits with code 3."""
@@ -18,3 +21,7 @@ class BadInput(DataError):
     def __init__(self, kind: str, words: str, *, of_document: bool = False) -> None:
         super().__init__(words)
         self.kind, self.of_document = kind, of_document
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It travels between processes, and exceptions are rebuilt from their words alone.
+        return partial(BadInput, of_document=self.of_document), (self.kind, str(self))

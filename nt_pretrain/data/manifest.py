@@ -7,13 +7,16 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nt_pretrain.data.errors import DataError
 
 FILE = "manifest.json"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
 Format = Literal["text", "tokens", "images"]
+DTYPES: dict[str, tuple[str, ...]] = {"text": ("",), "tokens": ("<u2", "<u4"), "images": ("",)}
+MOST = 1 << 48
+"""Documents or bytes of a shard: more are a mistake, or meant to exhaust memory."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,12 @@ def parse_manifest(text: str, where: str) -> Manifest:
         content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
         content["sources"] = [_source(entry) for entry in content["sources"]]
         found = Manifest(**content)
+        _check(found)
+        if (derived["documents"], derived["bytes"]) != (found.documents, sum(each.bytes for each in found.shards)):
+            raise ValueError("documents and bytes are not those of its shards together")
         # A name is never a path, nor a command: no manifest makes a run read anything but files beside it.
         strange = next((each.name for each in found.shards if not SHARD_NAME.fullmatch(each.name)), None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where} is not a manifest of this version ({error}); prepare the data again") from None
     if strange is not None:
         raise DataError(f"{where} names the shard {strange!r}, which is no plain file name; do not use this data")
@@ -113,6 +119,21 @@ def parse_manifest(text: str, where: str) -> Manifest:
     if not found.shards:
         raise DataError(f"{where} holds no documents; prepare more, or a larger --validation-share")
     return found
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError at what no manifest of ours holds: what is read by it must not depend on a stranger's types."""
+    for each in manifest.shards:
+        counts = each.documents, each.bytes
+        texts = each.name, each.sha256, each.index_sha256
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"shard {each.name!r}: its name and hashes must be text")
+        if not all(type(count) is int and 0 < count < MOST for count in counts):
+            raise ValueError(f"shard {each.name!r} of {counts[0]!r} documents in {counts[1]!r} bytes")
+    if manifest.format not in get_args(Format):
+        raise ValueError(f"format {manifest.format!r}; known are {', '.join(get_args(Format))}")
+    if manifest.dtype not in DTYPES[manifest.format]:
+        raise ValueError(f"dtype {manifest.dtype!r} of {manifest.format}")
 
 
 def _source(entry: Any) -> Source:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class Shard:
         *,
         bytes: int | None = None,
         index_sha256: str | None = None,
-        index_file: Path | None = None,
+        index: BinaryIO | None = None,
         name: str = "",
     ) -> Shard:
         """Open a shard and its index, and check both as far as can be done without reading the shard.
@@ -102,7 +102,7 @@ class Shard:
         Args:
             bytes: size of the tar by the manifest.
             index_sha256: hash of the index file by the manifest.
-            index_file: where the index is, if not beside the shard.
+            index: the index, if it is not a file beside the shard.
             name: what the shard is called in messages, if not by its path.
 
         Raises:
@@ -121,23 +121,23 @@ class Shard:
                     f"{name}: has {size:,} bytes, the manifest says {bytes:,}; it was changed or cut off after it was "
                     "prepared. Copy it again, or prepare the data again",
                 )
-            file = index_file or index_path(path)
-            index, rows, first = _read_index(name, file, size, index_sha256, whole=bytes is not None)
+            with index or _opened(name, index_path(path)) as file:
+                table, rows, first = _read_index(name, file, size, index_sha256, whole=bytes is not None)
             pread = partial(os.pread, descriptor)
-            return Shard(name, index, pread, descriptor, size, rows, first, index.dtype.itemsize)
+            return Shard(name, table, pread, descriptor, size, rows, first, table.dtype.itemsize)
         except BaseException:
             os.close(descriptor)
             raise
 
     @staticmethod
-    def elsewhere(name: str, index_file: Path, pread: Callable[[int, int], bytes], *, bytes: int) -> Shard:
-        """A shard of ``bytes`` bytes that ``pread`` reads (bytes, from offset), with its index in a file here.
+    def elsewhere(name: str, index: BinaryIO, pread: Callable[[int, int], bytes], *, bytes: int) -> Shard:
+        """A shard of ``bytes`` bytes that ``pread`` reads (bytes, from offset), with its index at hand.
 
         Raises:
             BadInput: the index cannot be read or does not fit.
         """
-        index, rows, first = _read_index(name, index_file, bytes, None, whole=True)
-        return Shard(name, index, pread, None, bytes, rows, first, index.dtype.itemsize)
+        table, rows, first = _read_index(name, index, bytes, None, whole=True)
+        return Shard(name, table, pread, None, bytes, rows, first, table.dtype.itemsize)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -205,7 +205,16 @@ class Shard:
         )
 
 
-def _read_index(name: str, file: Path, size: int, sha256: str | None, *, whole: bool) -> tuple[np.ndarray, bytes, int]:
+def _opened(name: str, index: Path) -> BinaryIO:
+    try:
+        return cast(BinaryIO, index.open("rb", buffering=0))  # each byte is read once
+    except OSError as error:
+        raise _not_opened(name, error) from None
+
+
+def _read_index(
+    name: str, file: BinaryIO, size: int, sha256: str | None, *, whole: bool
+) -> tuple[np.ndarray, bytes, int]:
     """Rows of the index of shard ``name``, the bytes of its file, and where the rows begin in them.
 
     Args:
@@ -213,20 +222,19 @@ def _read_index(name: str, file: Path, size: int, sha256: str | None, *, whole: 
         whole: the tar is known to be whole, so a document outside it is the index's fault.
     """
     try:
-        with file.open("rb") as opened:
-            dtype, count = _header(opened)
-            first, length = opened.tell(), os.fstat(opened.fileno()).st_size
-            # All this before anything as long as the file claims is put into memory.
-            if count > size or length != first + count * dtype.itemsize:
-                raise ValueError(f"{file.name} is no index of documents: {length:,} bytes for {count:,} rows")
-            opened.seek(0)
-            content = opened.read(length)
+        dtype, count = _header(file)
+        first, length = file.tell(), file.seek(0, io.SEEK_END)
+        # All this before anything as long as the file claims is put into memory.
+        if count > size or length != first + count * dtype.itemsize:
+            raise ValueError(f"it has no index of documents: {length:,} bytes for {count:,} rows")
+        file.seek(0)
+        content = file.read(length)
     except OSError as error:
         raise _not_opened(name, error) from None
     except ValueError as error:
         raise _damaged_index(name, str(error)) from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise _damaged_index(name, f"{file.name} is not what the manifest lists (sha256)")
+        raise _damaged_index(name, "the index is not what the manifest lists (sha256)")
     index = np.frombuffer(content, dtype, offset=first)
     if whole and len(index):
         offsets = index["offset"]
@@ -234,7 +242,7 @@ def _read_index(name: str, file: Path, size: int, sha256: str | None, *, whole: 
         if outside.any():
             number = int(outside.argmax())
             where = f"bytes {offsets[number]} to {int(offsets[number]) + int(index['size'][number])}"
-            raise _damaged_index(name, f"{file.name} puts document {number} at {where} of {size}")
+            raise _damaged_index(name, f"the index puts document {number} at {where} of {size}")
     return index, content, first
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,8 @@ from nt_pretrain.data.remote import Patience, Remote, is_remote
 from nt_pretrain.data.shards import Shard, index_path
 
 Note = Callable[[str, str], None]
+ATTEMPTS = 5
+"""At opening a copy that others may evict first."""
 
 
 class Store(Protocol):
@@ -91,51 +95,63 @@ class Bucket:
         self.location, self._remote, self._cache, self._note = remote.url, remote, cache, note
         self._wait_seconds, self._impatient_until = wait_seconds, 0.0
         self._fetches = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fetch")
-        self._fetching: dict[str, Future[tuple[Path, Path | None]]] = {}
+        self._fetching: dict[str, Future[Shard]] = {}
 
     def manifest(self) -> Manifest:
         return parse_manifest(self._remote.small(FILE).decode(errors="replace"), f"{self.location}/{FILE}")
 
     def shard(self, entry: ShardEntry) -> Shard:
-        name = f"{self.location}/{entry.name}"
-        index, path = self._fetched(entry, name)
-        if path is not None:
-            return Shard.open(path, bytes=entry.bytes, index_file=index, name=name)
-
-        def pread(size: int, offset: int) -> bytes:
-            return self._remote.read(entry.name, offset, offset + size)
-
-        return Shard.elsewhere(name, index, pread, bytes=entry.bytes)
-
-    def _fetched(self, entry: ShardEntry, name: str) -> tuple[Path, Path | None]:
-        """Index and tar of a shard on this machine; no tar where the disk is full."""
         fetch = self._fetching.get(entry.name)
         if fetch is None:
-            fetch = self._fetching[entry.name] = self._fetches.submit(self._fetch, entry, name)
-        now = time.monotonic()
-        wait = min(1.0, self._wait_seconds) if now < self._impatient_until else self._wait_seconds
+            fetch = self._fetching[entry.name] = self._fetches.submit(self._fetched, entry)
+        patient = time.monotonic() >= self._impatient_until
+        wait = self._wait_seconds if patient else min(1.0, self._wait_seconds)
         try:
-            found = fetch.result(timeout=wait)
+            shard = fetch.result(timeout=wait)
         except TimeoutError:
             self._impatient_until = time.monotonic() + self._wait_seconds
             raise BadInput(
                 "unreachable shard",
-                f"{name}: has not come within {wait:.0f} s; it goes on being fetched, and its documents are left out "
-                "until it is here",
+                f"{self.location}/{entry.name}: has not come within {wait:.0f} s; it goes on being fetched, and its "
+                "documents are left out until it is here",
             ) from None
         except BaseException:
             del self._fetching[entry.name]
             raise
         del self._fetching[entry.name]
-        return found
+        return shard
 
-    def _fetch(self, entry: ShardEntry, name: str) -> tuple[Path, Path | None]:
-        index = self._cache.get(self._remote, index_path(Path(entry.name)).name, None, entry.index_sha256)
-        try:
-            return index, self._cache.get(self._remote, entry.name, entry.bytes, entry.sha256)
-        except CacheFull as error:
-            self._note("cache full", f"{error}; {name} is read without it, document by document")
-            return index, None
+    def _fetched(self, entry: ShardEntry) -> Shard:
+        """A shard, opened; in one of the threads that fetch."""
+        name = f"{self.location}/{entry.name}"
+        index_name = index_path(Path(entry.name)).name
+        for _ in range(ATTEMPTS):
+            try:
+                # Held here, since the cache may evict it as soon as the tar comes.
+                index = io.BytesIO(self._cache.get(self._remote, index_name, None, entry.index_sha256).read_bytes())
+                path = self._cache.get(self._remote, entry.name, entry.bytes, entry.sha256)
+                return Shard.open(path, bytes=entry.bytes, index=index, name=name)
+            except CacheFull as error:
+                self._note("cache full", f"{error}; {name} is read without it, document by document")
+                return self._without_cache(entry, name, index_name)
+            except FileNotFoundError:
+                continue  # evicted before it could be opened
+            except BadInput as error:
+                if not isinstance(error.__context__, FileNotFoundError):
+                    raise
+        raise BadInput(
+            "unreachable shard", f"{name}: evicted {ATTEMPTS} times before it could be opened; the cache is too small"
+        )
+
+    def _without_cache(self, entry: ShardEntry, name: str, index_name: str) -> Shard:
+        index = self._remote.small(index_name)
+        if hashlib.sha256(index).hexdigest() != entry.index_sha256:
+            raise BadInput("damaged index", f"{self.location}/{index_name}: is not what the manifest lists (sha256)")
+
+        def pread(size: int, offset: int) -> bytes:
+            return self._remote.read(entry.name, offset, offset + size)
+
+        return Shard.elsewhere(name, io.BytesIO(index), pread, bytes=entry.bytes)
 
     def fetch_ahead(self, entry: ShardEntry) -> None:
         self._cache.ahead(self._remote, entry.name, entry.bytes, entry.sha256)

@@ -79,7 +79,7 @@ def test_going_on_at_a_hundred_million_reads_only_what_comes(
     assert sorted(files) == sorted([folder / "manifest.json", *paths, *map(index_path, paths)]), "each once, no other"
     assert shards <= set(made)
     indices = sum(index_path(path).stat().st_size for path in paths)
-    slack = 1_000  # /proc/self/io itself
+    slack = 1_000 + 200 * len(paths)  # /proc/self/io itself; the head of an index is read twice
     assert read <= indices + 100 * len(needed) + slack, f"{read:,} bytes for {len(needed)} documents"
     with capsys.disabled():
         print(
