@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from bench_images import made_jpegs
 
-from nt_pretrain.data.documents import Problems, find_files, read_documents
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.image_shards import Sample, write_image_shard
 from nt_pretrain.data.manifest import Format, Manifest, ShardEntry, file_sha256
+from nt_pretrain.data.preparation.documents import Problems, find_files, read_documents
 from nt_pretrain.data.shards import index_path, write_shard
 
 ROW_CHARACTERS = 2_900

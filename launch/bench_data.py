@@ -31,7 +31,7 @@ from nt_pretrain.data.image_shards import labels_of
 from nt_pretrain.data.lane import Lane, Reading
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import Shard
-from nt_pretrain.data.store import Folder
+from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.text import Cursor, packed
 from nt_pretrain.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 

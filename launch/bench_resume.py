@@ -15,7 +15,7 @@ from nt_pretrain.data.lane import Lane, Reading
 from nt_pretrain.data.manifest import FILE, Manifest, ShardEntry, file_sha256, read_manifest
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import index_path, write_shard
-from nt_pretrain.data.store import Folder
+from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.text import Cursor, Sequence, packed
 from nt_pretrain.data.tokenizer import Tokenizer
 

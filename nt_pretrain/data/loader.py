@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.cache import working_set_bytes
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.faults import Fault, from_tensor, merged
 from nt_pretrain.data.lane import carried_over
 from nt_pretrain.data.position import Cursors, Position
 from nt_pretrain.data.readers import Part, ReaderLost, Readers, from_numbers
 from nt_pretrain.data.sources import Sources
+from nt_pretrain.data.storage.cache import working_set_bytes
 from nt_pretrain.data.text import Cursor
 
 _LOG = logging.getLogger("nt_pretrain")

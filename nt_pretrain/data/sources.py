@@ -10,7 +10,7 @@ from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.mixture import Mixture, phases_of
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.position import Plan
-from nt_pretrain.data.store import Note, store_of
+from nt_pretrain.data.storage.store import Note, store_of
 from nt_pretrain.data.tokenizer import load_tokenizer
 
 ONLY = "data"

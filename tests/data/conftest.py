@@ -11,9 +11,9 @@ import pytest
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.corpus import Split
-from nt_pretrain.data.image_plan import ImageRecipe
-from nt_pretrain.data.prepare import Recipe, prepare_text
-from nt_pretrain.data.prepare_images import ImageInputs, prepare_images
+from nt_pretrain.data.preparation.image_plan import ImageRecipe
+from nt_pretrain.data.preparation.prepare_images import ImageInputs, prepare_images
+from nt_pretrain.data.preparation.prepare_text import Recipe, prepare_text
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from tests.data.photos import write_classes
 

@@ -18,14 +18,14 @@ import pytest
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.faults import WHOLE_SHARD, Fault, merged
 from nt_pretrain.data.loader import Batch, TrainLoader
-from nt_pretrain.data.prepare import Recipe, prepare_text
+from nt_pretrain.data.preparation.prepare_text import Recipe, prepare_text
 from nt_pretrain.data.shards import index_path
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.text import PADDING
 from nt_pretrain.data.tokenizer import load_tokenizer
 from tests.data.conftest import Sea, texts, write_rows
 from tests.data.damage import cut, flip
-from tests.data.flaky import Flaky, flaky_server, mixture
+from tests.data.storage.flaky import Flaky, flaky_server, mixture
 from tests.data.test_readers import readers
 
 WORLD, LANES, LENGTH = 2, 8, 16

@@ -14,7 +14,7 @@ from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.manifest import file_sha256
 from nt_pretrain.data.shards import index_path, write_shard
-from nt_pretrain.data.store import Folder
+from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from tests.data.conftest import Sea
 

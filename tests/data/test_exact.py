@@ -20,7 +20,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.data.lane import Reading
 from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Cursors, Position, merge
-from nt_pretrain.data.prepare import Recipe, prepare_text
+from nt_pretrain.data.preparation.prepare_text import Recipe, prepare_text
 from nt_pretrain.data.readers import parts_of
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.text import PADDING, Cursor

@@ -79,7 +79,7 @@ def test_going_on_at_another_world_size_changes_no_token(sea: Sea, packing: str)
 
 
 def test_text_and_tokens_give_the_same_batches_where_the_shards_are_the_same(sea: Sea, tmp_path: Path) -> None:
-    from nt_pretrain.data.prepare import Recipe, prepare_text
+    from nt_pretrain.data.preparation.prepare_text import Recipe, prepare_text
     from tests.data.conftest import write_rows
 
     rows = write_rows(tmp_path / "rows.jsonl", sea.texts)

@@ -16,7 +16,7 @@ from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.samples import NO_LABEL
-from nt_pretrain.data.store import Folder
+from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.text import PADDING
 from nt_pretrain.data.tokenizer import END, load_tokenizer
 from nt_pretrain.data.validation import unigram_counts, validation_batches, validation_pictures

@@ -17,7 +17,7 @@ from launch.prepare import main
 from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.tokenizer import train_tokenizer
 from tests.data.conftest import texts
-from tests.data.flaky import flaky_server
+from tests.data.storage.flaky import flaky_server
 
 ROOT = Path(__file__).parents[2]
 FILES = 4

@@ -1,0 +1,1 @@
+"""Where shards lie: folders, object stores, and the cache before those."""
