@@ -69,7 +69,7 @@ def test_an_interruption_says_what_is_kept(
         raise KeyboardInterrupt
 
     write_classes(tmp_path / "train", 4)
-    monkeypatch.setattr("nt_pretrain.data.prepare_images.write_planned", interrupt)
+    monkeypatch.setattr("nt_pretrain.data.preparation.prepare_images.write_planned", interrupt)
     command = ["images", str(tmp_path / "train"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main([*command, "--validation-share", "0.3"]) == 130
     assert "what is finished is kept in " + str(tmp_path / "out.partial") in capsys.readouterr().err

@@ -130,18 +130,18 @@ class Bucket:
                 # Held here, since the cache may evict it as soon as the tar comes.
                 index = io.BytesIO(self._cache.get(self._remote, index_name, None, entry.index_sha256).read_bytes())
                 path = self._cache.get(self._remote, entry.name, entry.bytes, entry.sha256)
-                return Shard.open(path, bytes=entry.bytes, index=index, name=name)
             except CacheFull as error:
                 self._note("cache full", f"{error}; {name} is read without it, document by document")
                 return self._without_cache(entry, name, index_name)
             except FileNotFoundError:
-                continue  # evicted before it could be opened
-            except BadInput as error:
-                if not isinstance(error.__context__, FileNotFoundError):
+                continue  # the index was evicted before it could be read
+            try:
+                return Shard.open(path, bytes=entry.bytes, index=index, name=name)
+            except BadInput:
+                if path.exists():
                     raise
-        raise BadInput(
-            "unreachable shard", f"{name}: evicted {ATTEMPTS} times before it could be opened; the cache is too small"
-        )
+        words = f"{name}: evicted {ATTEMPTS} times before it could be opened; data.cache_gb is too small"
+        raise BadInput("unreachable shard", words)
 
     def _without_cache(self, entry: ShardEntry, name: str, index_name: str) -> Shard:
         index = self._remote.small(index_name)
