@@ -126,13 +126,12 @@ def pack_epochs(split: Split, order: Order, length: int, epochs: int) -> int:
     A lane's last sequence runs on into the next epoch, so a document of that is read too, and counted.
     """
     tokens = 0
-    nothing = np.empty(0, np.int32)
     for number in range(order.lanes):
         lane = Lane(0, "bench", split, order, number, Reading(), 0)
 
         def read(cursor: Cursor, lane: Lane = lane) -> np.ndarray:
             nonlocal tokens
-            found = lane.document(cursor, split.tokens, nothing)
+            found = lane.document(cursor, split.tokens, split.tokens_lost)
             tokens += len(found)
             return found
 

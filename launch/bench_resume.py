@@ -62,12 +62,12 @@ def go_on_far(
     known_manifest()
     known = time.perf_counter()
     order = order_of(split, seed=SEED, lanes=LANES, window=WINDOW)
-    sequences, nothing = [], np.empty(0, np.int32)
+    sequences = []
     for number in range(LANES):
         lane = Lane(0, "bench", split, order, number, Reading(), 0)
 
         def read(cursor: Cursor, lane: Lane = lane) -> np.ndarray:
-            return lane.document(cursor, split.tokens, nothing)
+            return lane.document(cursor, split.tokens, split.tokens_lost)
 
         sequences.append(next(packed(read, lane.following, Cursor(0, SAMPLE // LANES), length)))
     first = time.perf_counter() - known

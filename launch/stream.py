@@ -63,7 +63,7 @@ def config_of(data: str, overrides: list[str]) -> tuple[Config, Manifest]:
     wrong = [each for each in problems(config) if each.startswith(("data.", "train.global_batch"))]
     if wrong:
         raise ConfigErrors(wrong)
-    store = store_of(config.data, f"{data.rstrip('/')}/train", lambda *_: None, wait_seconds=config.stall_seconds / 2)
+    store = store_of(config.data, f"{data.rstrip('/')}/train", wait_seconds=config.stall_seconds / 2)
     manifest = store.manifest()
     if manifest.format != "images":
         size = load_tokenizer(config.data.tokenizer).size

@@ -19,11 +19,15 @@ def data_problems(config: Config) -> list[str]:
             f"data.picture_size: {data.picture_size} pixels cannot be cut out of data.picture_shorter "
             f"{data.picture_shorter}"
         )
-    if data.stall_seconds >= config.parallel.timeout_seconds:
+    attempts = data.reader_restarts + 1
+    if data.stall_seconds * attempts >= config.parallel.timeout_seconds:
         found.append(
-            f"data.stall_seconds: {data.stall_seconds:g} is not below parallel.timeout_seconds "
-            f"{config.parallel.timeout_seconds}: other ranks would give up before a stalled reader is replaced"
+            f"data.stall_seconds: {data.stall_seconds:g} s for each of {attempts} attempts (data.reader_restarts) are not "
+            f"below parallel.timeout_seconds {config.parallel.timeout_seconds}: other ranks would give up before"
         )
+    paths = {"data.path": data.path} | {f"data.sources.{name}": path for name, path in data.sources.items()}
+    found += [f"{key}: write {path.removeprefix('file://')} instead of {path}" for key, path in paths.items()
+              if path.startswith("file://")]  # fmt: skip
     return found
 
 

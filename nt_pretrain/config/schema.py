@@ -197,12 +197,12 @@ class DataSection(Section):
         "more stop the run (exit code 3). 0: none.",
     )
     allow_change: bool = Field(
-        False, description="Go on from a checkpoint although data, tokenizer or order changed; recorded as an event."
+        False, description="Go on from a checkpoint although the data or its order changed; recorded as an event."
     )
     stall_seconds: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="A reader process that hands nothing over for so long is replaced; 0: half of "
-        "parallel.timeout_seconds.",
+        description="A reader process that shows no sign of life for so long is replaced; 0: so that all replacements "
+        "fit into parallel.timeout_seconds.",
     )
     reader_restarts: NonNegative = Field(
         3, description="Times that dead or stalled readers are replaced for one batch before the run stops."
@@ -279,7 +279,7 @@ class Config(Section):
     @property
     def stall_seconds(self) -> float:
         """``data.stall_seconds``, or what its default stands for."""
-        return self.data.stall_seconds or self.parallel.timeout_seconds / 2
+        return self.data.stall_seconds or self.parallel.timeout_seconds / (self.data.reader_restarts + 2)
 
     @property
     def warmup_steps(self) -> int:

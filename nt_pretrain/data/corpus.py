@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from nt_pretrain.data.errors import BadInput, DataError
-from nt_pretrain.data.manifest import Manifest
+from nt_pretrain.data.manifest import Manifest, ShardEntry
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import LABELLED, Shard
 from nt_pretrain.data.storage.store import Folder, Store
-from nt_pretrain.data.tokenizer import Tokenizer
+from nt_pretrain.data.text import LOST
+from nt_pretrain.data.tokenizer import Tokenizer, token_dtype
 
 OPEN_SHARDS = 256
-"""Shards kept open at once; each costs two file descriptors (a process may commonly have 1,024)."""
-SECONDS_BEFORE_ANOTHER_TRY = {"unreachable shard": 15.0}
-"""A shard that could not be opened is left alone: its next documents must not each wait for all tries. One that is not
-there, or not what it should be, for the whole life of a reader."""
+"""Shards of all sources kept open at once by a process; each costs a file descriptor (commonly 1,024 are allowed)."""
+INDEX_BYTES = 256_000_000
+"""Of the indices of open shards in memory: 16 bytes a document, 20 a picture."""
+PASSING = "unreachable shard"
+"""The one fault of a shard that may pass; with any other it is left alone for the life of the process, so that its
+documents do not each wait for all tries."""
 
 
 @dataclass
@@ -32,7 +33,9 @@ class Split:
     manifest: Manifest
     tokenizer: Tokenizer | None
     _open: dict[int, Shard] = field(default_factory=dict, init=False)
-    _failed: dict[int, tuple[float, BadInput]] = field(default_factory=dict, init=False)
+    _failed: dict[int, BadInput] = field(default_factory=dict, init=False)
+    _index_bytes: int = field(default=0, init=False)
+    _sources: int = field(default=1, init=False)
     _dtype: np.dtype[np.unsignedinteger] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +54,13 @@ class Split:
             raise DataError(
                 f"{place.location} holds pictures, and this model is trained on text; set data.path to prepared text"
             )
-        if manifest.format == "tokens" and manifest.tokenizer != tokenizer.sha256:
+        if manifest.format == "tokens" and manifest.tokenizer == tokenizer.sha256:
+            if np.dtype(manifest.dtype) != token_dtype(tokenizer):
+                raise DataError(
+                    f"{place.location} holds tokens of type {manifest.dtype}, which launch/prepare.py does not write "
+                    f"for a vocabulary of {tokenizer.size:,}; do not use this data"
+                )
+        elif manifest.format == "tokens":
             raise DataError(
                 f"{place.location} holds tokens of another tokenizer (sha256 {manifest.tokenizer[:16]}..., the run's "
                 f"is {tokenizer.sha256[:16]}...); prepare it again with launch/prepare.py text --tokenizer"
@@ -75,10 +84,18 @@ class Split:
         content = self.content(shard, document)
         if self.manifest.format == "tokens":
             if len(content) % self._dtype.itemsize:
-                raise self._not_tokens(shard, document, len(content))
-            return np.frombuffer(content, dtype=self._dtype)
+                raise self._not_tokens(shard, document, f"{len(content)} bytes are no whole number of tokens")
+            tokens = np.frombuffer(content, dtype=self._dtype)
+            # Larger ones of two bytes are found batch by batch, which costs less; these would turn negative.
+            if self._dtype.itemsize > 2 and len(tokens) and tokens.max() >= 1 << 31:
+                raise self._not_tokens(shard, document, f"token {tokens.max()} is no token")
+            return tokens
         assert self.tokenizer is not None, "text needs a tokenizer to become tokens"
-        return self.tokenizer.encode(text_of(content, self._open[shard].name, document))
+        text = text_of(content, self._open[shard].name, document)
+        try:
+            return self.tokenizer.encode(text)
+        except RuntimeError as error:  # half a surrogate pair, which JSON can hold and UTF-8 cannot
+            raise self._not_tokens(shard, document, f"it cannot be tokenized: {error}") from None
 
     def text(self, shard: int, document: int) -> str:
         """The text of a document of text shards.
@@ -116,50 +133,84 @@ class Split:
                 raise
             return self._shard(shard).document(document)
 
+    def tokens_lost(self, error: BadInput) -> np.ndarray:
+        """What stands for the tokens of a document that could not be read: as many LOST (int32), if that is known."""
+        known = error.size // self._dtype.itemsize if self.manifest.format == "tokens" else 0
+        return np.full(known, LOST, dtype=np.int32)
+
     def fetch_ahead(self, shard: int) -> None:
         if shard not in self._open:
             self.store.fetch_ahead(self.manifest.shards[shard])
+
+    def share_open_files(self, sources: int) -> None:
+        """So many splits share what this process may keep open."""
+        self._sources = sources
 
     def _may_heal(self, shard: int) -> bool:
         """Whether an open shard that turned out damaged is only a copy, now dropped."""
         if shard not in self._open or not self.store.forget(self.manifest.shards[shard]):
             return False
-        self._open.pop(shard).close()
+        self._close(shard)
         return True
 
     def _shard(self, number: int) -> Shard:
         shard = self._open.pop(number, None)
         if shard is None:
-            if len(self._open) >= OPEN_SHARDS:
-                self._open.pop(next(iter(self._open))).close()
+            while len(self._open) >= OPEN_SHARDS // self._sources or self._index_bytes > INDEX_BYTES // self._sources:
+                if not self._open:
+                    break
+                self._close(next(iter(self._open)))
             shard = self._opened(number)
+            self._index_bytes += len(shard.rows)
         self._open[number] = shard  # last in the dictionary: the one used last
         return shard
 
+    def _close(self, number: int) -> None:
+        shard = self._open.pop(number)
+        self._index_bytes -= len(shard.rows)
+        shard.close()
+
     def _opened(self, number: int) -> Shard:
-        before = self._failed.get(number)
-        if before is not None and time.monotonic() - before[0] < SECONDS_BEFORE_ANOTHER_TRY.get(
-            before[1].kind, math.inf
-        ):
-            raise before[1]
+        if number in self._failed:
+            raise self._failed[number]
         entry = self.manifest.shards[number]
         try:
-            shard = self.store.shard(entry)
+            shard = self._with_room(entry)
+            if len(shard) != entry.documents:
+                shard.close()
+                raise BadInput(
+                    "damaged index",
+                    f"{shard.name}: its index has {len(shard)} documents, the manifest {entry.documents}; the folder "
+                    "was changed after it was prepared. Run launch/prepare.py verify.",
+                )
         except BadInput as error:
-            self._failed[number] = time.monotonic(), error
+            if error.kind != PASSING:
+                self._failed[number] = error
             raise
-        if len(shard) != entry.documents:
-            shard.close()
-            raise BadInput(
-                "damaged index",
-                f"{shard.name}: its index has {len(shard)} documents, the manifest {entry.documents}; the folder "
-                "was changed after it was prepared. Run launch/prepare.py verify.",
-            )
         return shard
 
-    def _not_tokens(self, shard: int, document: int, size: int) -> BadInput:
+    def _with_room(self, entry: ShardEntry) -> Shard:
+        """A shard from the store; where the system has no room for one more open file, in the place of all others.
+
+        Raises:
+            DataError: there is no room even then: that is no fault of the data, and loses none of it.
+        """
+        try:
+            return self.store.shard(entry)
+        except OSError:
+            for other in list(self._open):
+                self._close(other)
+        try:
+            return self.store.shard(entry)
+        except OSError as error:
+            raise DataError(
+                f"{self.location}/{entry.name} cannot be opened: {error.strerror}; raise the limit of open files "
+                "(ulimit -n), or give the machine more memory"
+            ) from None
+
+    def _not_tokens(self, shard: int, document: int, reason: str) -> BadInput:
         where = f"{self.location}/{self.manifest.shards[shard].name}: document {document}"
-        return BadInput("not a row", f"{where}: {size} bytes are no whole number of tokens", of_document=True)
+        return BadInput("not a row", f"{where}: {reason}", of_document=True)
 
 
 def text_of(content: bytes, shard: str, document: int) -> str:
@@ -173,7 +224,7 @@ def text_of(content: bytes, shard: str, document: int) -> str:
         if not isinstance(text, str):
             raise TypeError("its text is not a string")
         return text
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         words = f"{shard}: document {document} is no row with a text: {error}"
         raise BadInput("not a row", words, of_document=True) from None
 

@@ -22,9 +22,11 @@ class Reading:
 
     Args:
         at: told the source, shard and document that is begun now, for whoever watches this reader.
+        alive: told that what was begun still comes.
     """
 
     at: Callable[[int, int, int], None] = lambda source, shard, document: None
+    alive: Callable[[], None] = lambda: None
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -58,8 +60,10 @@ class Lane:
         self._documents = order.lane_documents(number)
         self._window = (-1, -1)
 
-    def document(self, cursor: Cursor, read: Callable[[int, int], Content], instead: Content) -> Content:
-        """``read(shard, document)`` of the document under ``cursor``; ``instead`` if it cannot be read.
+    def document(
+        self, cursor: Cursor, read: Callable[[int, int], Content], instead: Callable[[BadInput], Content]
+    ) -> Content:
+        """``read(shard, document)`` of the document under ``cursor``; what ``instead`` gives if it cannot be read.
 
         Raises:
             DataError: the document cannot be read, and no more may be lost.
@@ -80,7 +84,7 @@ class Lane:
             name = self._split.manifest.shards[shard].name
             where = document if error.of_document else WHOLE_SHARD
             self._reading.met(Fault(error.kind, str(error), 1, self._name, name, where, cursor.epoch))
-            return instead
+            return instead(error)
 
     def following(self, cursor: Cursor) -> Cursor:
         """The beginning of the next document, in the next epoch after the last.
@@ -97,6 +101,11 @@ class Lane:
                 f"lane {self._number} of {self._split.location} has not read every document of epoch {cursor.epoch} "
                 f"exactly once (digest {digest:016x}, expected {expected:016x}). This is a fault of this program or of "
                 "its checkpoint; please report it"
+            )
+        if self._masked == self._documents:
+            raise DataError(
+                f"not one of the {self._documents:,} documents of lane {self._number} of {self._split.location} could "
+                f"be read in epoch {cursor.epoch}; there is nothing to train on"
             )
         self._masked = 0
         return Cursor(cursor.epoch + 1)
@@ -118,5 +127,4 @@ def carried_over(order: Order, lane: int, cursor: Cursor) -> Cursor:
     Its digest becomes that of the documents before it here, so that the rest of the epoch can be checked as ever.
     """
     document = min(cursor.document, order.lane_documents(lane) - 1)
-    digest = sum(order.mark(cursor.epoch, lane, each) for each in range(document)) & MASK
-    return Cursor(cursor.epoch, document, 0, digest)
+    return Cursor(cursor.epoch, document, 0, order.digest_before(cursor.epoch, lane, document))

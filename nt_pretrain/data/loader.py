@@ -25,6 +25,12 @@ from nt_pretrain.data.storage.cache import working_set_bytes
 from nt_pretrain.data.text import Cursor
 
 _LOG = logging.getLogger("nt_pretrain")
+_ADVICE = {
+    "reader died": "The usual cause is memory: look for it in the system's log, lower data.prefetch_batches, or read "
+    "in the training process with data.workers=0.",
+    "reader stalled": "Look at what it was reading: a disk or a network file system may hang. data.stall_seconds "
+    "allows more time.",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class TrainLoader:
     Attributes:
         changes: what of the plan has changed since ``position``, in words; only with ``data.allow_change``.
         documents: documents of an epoch of each source.
+        are_pictures: batches hold pictures, not text.
 
     Raises:
         DataError: the data is not there, or the position belongs to other data or options.
@@ -97,17 +104,18 @@ class TrainLoader:
         orders = sources.orders(config)
         self._lanes = range(rank * lanes // world, (rank + 1) * lanes // world)
         _check_cache(config, sources, min(lanes, len(self._lanes) * local_world))
-        self._plan, self._pictures, self.documents = sources.plan(config), sources.are_pictures, sources.documents
+        self._plan, self.are_pictures, self.documents = sources.plan(config), sources.are_pictures, sources.documents
         self.changes = position.check(self._plan, allow_change=config.data.allow_change) if position else []
         self._batches_before = position.batch if position else 0
         self._cursors: Cursors = {name: {lane: Cursor() for lane in self._lanes} for name in sources.names}
         if position is not None:
             known = {name: position.cursors[name] for name in sources.names if name in position.cursors}
             self._cursors |= {name: {lane: cursors[lane] for lane in self._lanes} for name, cursors in known.items()}
-        if self.changes:
+        if position is not None:
             for name, order in zip(sources.names, orders, strict=True):
-                cursors = self._cursors[name]
-                self._cursors[name] = {lane: carried_over(order, lane, cursor) for lane, cursor in cursors.items()}
+                if position.is_reordered(self._plan, name):
+                    cursors = self._cursors[name]
+                    self._cursors[name] = {lane: carried_over(order, lane, cursor) for lane, cursor in cursors.items()}
 
     def __iter__(self) -> Generator[Batch]:
         """Batches without end; close the generator to end its reader processes.
@@ -117,7 +125,7 @@ class TrainLoader:
         """
         batch, cursors, lost = self._batches_before, self._cursors, list[Fault]()
         while True:
-            readers = Readers(self._config, cursors, batch + 1, self._warn)
+            readers = Readers(self._config, self._plan, cursors, batch + 1, self._warn)
             try:
                 while True:
                     made = self._assemble(readers.parts(), batch + 1, lost)
@@ -127,9 +135,8 @@ class TrainLoader:
                 lost = [*lost, Fault(error.kind, f"{error}; others take its place")]
                 if len(lost) > self._config.data.reader_restarts:
                     raise DataError(
-                        f"{error}. New readers were started {len(lost) - 1} times for this batch. The usual cause is "
-                        "memory: look for it in the system's log, lower data.prefetch_batches, or read in the training "
-                        "process with data.workers=0. The same command goes on from the last checkpoint."
+                        f"{error}. Readers were replaced {len(lost) - 1:,} x for this batch. {_ADVICE[error.kind]} The "
+                        "same command goes on from the last checkpoint."
                     ) from None
                 self._warn(str(error))
             finally:
@@ -144,7 +151,7 @@ class TrainLoader:
             for worker, part in enumerate(parts):
                 whole[worker :: len(parts)] = part.arrays[place]
             arrays.append(whole.view(-1, *like.shape[2:]))
-        if self._pictures:
+        if self.are_pictures:
             arrays[0] = arrays[0].permute(0, 3, 1, 2)
         cursors = torch.empty(count, *parts[0].cursors.shape[1:], dtype=torch.int64)
         for worker, part in enumerate(parts):

@@ -130,6 +130,9 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"shard {each.name!r}: its name and hashes must be text")
         if not all(type(count) is int and 0 < count < MOST for count in counts):
             raise ValueError(f"shard {each.name!r} of {counts[0]!r} documents in {counts[1]!r} bytes")
+    names = [*manifest.classes, *manifest.class_names] if isinstance(manifest.classes, list) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("classes must be a list of names")
     if manifest.format not in get_args(Format):
         raise ValueError(f"format {manifest.format!r}; known are {', '.join(get_args(Format))}")
     if manifest.dtype not in DTYPES[manifest.format]:

@@ -104,13 +104,9 @@ class Order:
         return window.shards[inside], window.documents[inside]
 
     def mark(self, epoch: int, lane: int, position: int) -> int:
-        """:func:`digest_of` the number of the document there."""
+        """:func:`digest_of` the number of the document there: its place in the corpus as the manifest lists it."""
         self.document(epoch, lane, position)
         return self._windows[lane].marks[position % self.window]
-
-    def number(self, shard: int, document: int) -> int:
-        """The global number of a document: its place in the corpus as the manifest lists it."""
-        return int(self._before[shard]) + document
 
     def shards_of_window(self, epoch: int, lane: int, number: int) -> list[int]:
         """Shards that window ``number`` of a lane reads from, in the order of the epoch; none after its last window."""
@@ -123,11 +119,22 @@ class Order:
         return [int(shard) for shard in line.shards[low : high + 1] if self._sizes[shard]]
 
     def lane_digest(self, epoch: int, lane: int) -> int:
-        """Sum modulo 2**64 of :func:`digest_of` over the numbers of all documents of a lane in an epoch.
+        """Sum modulo 2**64 of the marks of all documents of a lane in an epoch.
 
-        Who has read the lane and added up the digests of what came has read each document once if the sums agree.
+        Who has read the lane and added up the marks of what came has read each document once if the sums agree.
         """
-        line, (first, stop) = self._line(epoch), self.lane_bounds(lane)
+        return self._digest(epoch, *self.lane_bounds(lane))
+
+    def digest_before(self, epoch: int, lane: int, position: int) -> int:
+        """Sum modulo 2**64 of the marks of the documents of a lane before ``position``."""
+        first, _ = self.lane_bounds(lane)
+        whole = position // self.window * self.window  # of whole windows, in which order does not matter
+        rest = sum(self.mark(epoch, lane, each) for each in range(whole, position))
+        return (self._digest(epoch, first, first + whole) + rest) & MASK
+
+    def _digest(self, epoch: int, first: int, stop: int) -> int:
+        """Sum modulo 2**64 of the marks of the documents that stand from ``first`` to ``stop`` in the line."""
+        line = self._line(epoch)
         # From a place in the line to the number: a difference for each shard.
         difference = self._before[line.shards] - line.starts
         total = 0

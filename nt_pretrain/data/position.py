@@ -92,6 +92,14 @@ class Position:
         old, new = asdict(self.plan), asdict(plan)
         return found + [f"{words}: {old[key]} -> {new[key]}" for key, words in _KEYS.items() if old[key] != new[key]]
 
+    def is_reordered(self, plan: Plan, source: str) -> bool:
+        """Whether a cursor of ``source`` means another document, or another token of it, under ``plan``."""
+        before, now = self.plan, plan
+        known = before.fingerprints.get(source)
+        keys = ("tokenizer", "seed", "window", "packing")
+        changed = any(getattr(before, key) != getattr(now, key) for key in keys)
+        return known is not None and (changed or known != now.fingerprints[source])
+
     def check(self, plan: Plan, *, allow_change: bool = False) -> list[str]:
         """What of the plan has changed since, in words; empty as a rule.
 

@@ -19,13 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.faults import to_tensor
+from nt_pretrain.data.faults import merged, to_tensor
 from nt_pretrain.data.lane import Lane, Reading
-from nt_pretrain.data.position import Cursors
+from nt_pretrain.data.position import Cursors, Plan
 from nt_pretrain.data.samples import LaneSource, Sample, samples_of
 from nt_pretrain.data.sources import Sources, mixture_of
 from nt_pretrain.data.text import Cursor
 
+TOLD = 10
+"""Faults that are told with the error that ends a reader."""
 POLL_SECONDS = 2.0
 """How often a rank that waits looks whether its readers are alive."""
 _SIGN = 1 << 63
@@ -76,14 +78,16 @@ class _Reader(IterableDataset[Part]):
     """In each reader process: its parts of the batches.
 
     Args:
+        plan: what the data was when the run began.
         cursors: of each source and each lane of the rank.
         first_step: step of the first batch.
         progress: [readers, 4] int64 in shared memory: what each reader began last (source, shard, document) and when
             (ns of the monotonic clock).
     """
 
-    def __init__(self, config: Config, cursors: Cursors, first_step: int, progress: Tensor) -> None:
-        self._config, self._cursors, self._first_step, self._progress = config, cursors, first_step, progress
+    def __init__(self, config: Config, plan: Plan, cursors: Cursors, first_step: int, progress: Tensor) -> None:
+        self._config, self._plan, self._cursors = config, plan, cursors
+        self._first_step, self._progress = first_step, progress
 
     def __iter__(self) -> Iterator[Part]:
         info = get_worker_info()
@@ -93,28 +97,41 @@ class _Reader(IterableDataset[Part]):
         def at(source: int, shard: int, document: int) -> None:
             row[0], row[1], row[2], row[3] = source, shard, document, time.monotonic_ns()
 
-        return parts_of(self._config, self._cursors, reader, readers, self._first_step, Reading(at))
+        def alive() -> None:
+            row[3] = time.monotonic_ns()
+
+        reading = Reading(at, alive)
+        return parts_of(self._config, self._plan, self._cursors, reader, readers, self._first_step, reading)
 
 
 def parts_of(
-    config: Config, cursors: Cursors, reader: int, readers: int, first_step: int, reading: Reading
+    config: Config, plan: Plan, cursors: Cursors, reader: int, readers: int, first_step: int, reading: Reading
 ) -> Iterator[Part]:
     """The parts of reader ``reader`` of ``readers``: those of every readers-th lane of ``cursors``, from it on."""
     lanes = sorted(next(iter(cursors.values())))[reader::readers]
     try:
-        pipelines = _pipelines(config, cursors, lanes, first_step, reading)
+        pipelines = _pipelines(config, plan, cursors, lanes, first_step, reading)
         while True:
             yield _next_part(config, pipelines, reading)
     except (DataError, OSError) as error:
-        # Exceptions lose their type and gain a traceback on the way out of a reader process.
-        yield Part((), _NOTHING, to_tensor(reading.take()), str(error))
+        # Exceptions lose their type and gain a traceback on the way out of a reader process. What else was lost on the
+        # way to a batch that never comes is told in the same breath.
+        others = merged(reading.take())
+        lines = [str(error), *(f"before that: {fault.kind}: {fault.words}" for fault in others[:TOLD])]
+        more = [f"and {len(others) - TOLD:,} more"] if len(others) > TOLD else []
+        yield Part((), _NOTHING, to_tensor([]), "\n".join(lines + more))
 
 
 def _pipelines(
-    config: Config, cursors: Cursors, lanes: list[int], first_step: int, reading: Reading
+    config: Config, plan: Plan, cursors: Cursors, lanes: list[int], first_step: int, reading: Reading
 ) -> list[Iterator[tuple[Sample, list[Cursor]]]]:
     # Lanes share one tokenizer and the open shards, or files would be open lanes times over.
-    sources = Sources.open(config, "train", reading.note)
+    sources = Sources.open(config, "train", reading.note, reading.alive)
+    if sources.plan(config) != plan:
+        raise DataError(
+            f"{', '.join(split.location for split in sources.splits)}: the data was changed while the run was reading "
+            "it. Set it back, and the same command goes on from the last checkpoint"
+        )
     orders, mixture = sources.orders(config), mixture_of(config)
     per_step = config.train.global_batch // config.lanes
     pipelines = []
@@ -134,6 +151,11 @@ def _next_part(config: Config, pipelines: list[Iterator[tuple[Sample, list[Curso
     made = [[next(pipeline) for _ in range(each)] for pipeline in pipelines]
     columns = zip(*(sample.arrays for lane in made for sample, _ in lane), strict=True)
     arrays = [torch.from_numpy(np.stack(column)) for column in columns]
+    if arrays[0].dtype == torch.int32 and int(arrays[0].max()) >= config.model.vocab_size:
+        raise DataError(
+            f"token {int(arrays[0].max()):,} of a vocabulary of {config.model.vocab_size:,}: the shards of tokens were "
+            "not made with this tokenizer; prepare them again"
+        )
     shaped = tuple(array.view(len(pipelines), each, *array.shape[1:]) for array in arrays)
     cursors = torch.tensor([[to_numbers(cursor) for cursor in lane[-1][1]] for lane in made])
     return Part(shaped, cursors, to_tensor(reading.take()))
@@ -148,12 +170,14 @@ class Readers:
         warn: told of a reader that is slow, in another thread.
     """
 
-    def __init__(self, config: Config, cursors: Cursors, first_step: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, plan: Plan, cursors: Cursors, first_step: int, warn: Callable[[str], None]
+    ) -> None:
         self.count = min(config.data.workers, len(next(iter(cursors.values()))))
         self._stall_seconds, self._warn = config.stall_seconds, warn
         self._progress = torch.zeros(max(1, self.count), 4, dtype=torch.int64).share_memory_()
         self._names = tuple(cursors)
-        reader = _Reader(config, cursors, first_step, self._progress)
+        reader = _Reader(config, plan, cursors, first_step, self._progress)
         self._parts: Any = iter(_processes(reader, self.count, config.data.prefetch_batches))
         self._waiting: tuple[int, float] | None = None
         self._stalled = ""
@@ -214,13 +238,16 @@ class Readers:
             waiting = self._waiting
             if waiting is None:
                 continue
-            waited = time.monotonic() - waiting[1]
-            if waited >= self._stall_seconds and not self._stalled:
-                self._stalled = self._words(waiting[0], waited)
-                self._parts._workers[waiting[0]].kill()
+            reader, since = waiting
+            waited = time.monotonic() - since
+            # One that begins document after document, or whose shard is coming, is slow and not stalled.
+            silent = time.monotonic() - max(since, int(self._progress[reader, 3]) / 1e9)
+            if silent >= self._stall_seconds and not self._stalled:
+                self._stalled = self._words(reader, waited)
+                self._parts._workers[reader].kill()
             elif waited >= self._stall_seconds / 2 and warned != waiting:
                 warned = waiting
-                self._warn(self._words(waiting[0], waited))
+                self._warn(self._words(reader, waited))
 
     def _words(self, reader: int, waited: float) -> str:
         source, shard, document, when = self._progress[reader].tolist()

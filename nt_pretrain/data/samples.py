@@ -77,10 +77,9 @@ def samples_of(lane: Lane, split: Split, config: Config) -> Samples:
 
 def _sequences(lane: Lane, split: Split, config: Config) -> Samples:
     make, length = packed if config.data.packing == "pack" else truncated, config.data.sequence_length
-    nothing = np.empty(0, dtype=np.int32)
 
     def read(cursor: Cursor) -> np.ndarray:
-        return lane.document(cursor, split.tokens, nothing)
+        return lane.document(cursor, split.tokens, split.tokens_lost)
 
     def samples(cursor: Cursor) -> Iterator[Sample]:
         for each in make(read, lane.following, cursor, length):
@@ -110,7 +109,7 @@ def _pictures(lane: Lane, split: Split, config: Config) -> Samples:
                     raise _bad_picture(split, shard, document, error) from None
                 return picture.permute(1, 2, 0).numpy(), label
 
-            pixels, label = lane.document(cursor, read, nothing)
+            pixels, label = lane.document(cursor, read, lambda error: nothing)
             cursor = lane.following(cursor)
             yield Sample((pixels, np.array(label, dtype=np.int64)), cursor)
 

@@ -9,6 +9,7 @@ every document inside the tar, so a document is one positioned read, whatever ca
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import io
 import os
@@ -175,7 +176,7 @@ class Shard:
             except OSError as again:
                 error = again
         words = f"{self._where(number)} cannot be read: {error} ({ATTEMPTS} attempts)"
-        raise BadInput("unreadable", words, of_document=True) from None
+        raise BadInput("unreadable", words, of_document=True, size=size) from None
 
     def _rest(self, number: int, content: bytes) -> bytes:
         """All of a document of which a read returned ``content``: Linux reads at most 2 GB at once."""
@@ -186,7 +187,7 @@ class Shard:
                 parts.append(self.pread(size - got, offset + got))
             except OSError as error:
                 words = f"{self._where(number)} cannot be read: {error}"
-                raise BadInput("unreadable", words, of_document=True) from None
+                raise BadInput("unreadable", words, of_document=True, size=size) from None
             if not parts[-1]:
                 raise self._damaged(number, "truncated shard", "the file ends before it")
             got += len(parts[-1])
@@ -202,6 +203,7 @@ class Shard:
             f"{self._where(number)} is damaged: {reason}. Run launch/prepare.py verify on the corpus and prepare it "
             "again, or copy this file again.",
             of_document=True,
+            size=_ROW.unpack_from(self.rows, self.first + number * self.row_bytes)[1],
         )
 
 
@@ -266,7 +268,10 @@ def _header(file: BinaryIO) -> tuple[np.dtype[np.void], int]:
         raise ValueError(f"{Path(file.name).name} is no index of documents") from None
 
 
-def _not_opened(name: str, error: OSError) -> BadInput:
+def _not_opened(name: str, error: OSError) -> BadInput | OSError:
+    """What is wrong with a shard, or with this process, which is no fault of the shard's."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return error
     kind = "missing shard" if isinstance(error, FileNotFoundError) else "unreadable"
     return BadInput(kind, f"{name}: cannot be opened: {error}; {CHECK_VERIFY}")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nt_pretrain.config.schema import Config
+from nt_pretrain.counter_random import key_of
 from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.mixture import Mixture, phases_of
@@ -18,14 +20,16 @@ ONLY = "data"
 
 
 def paths_of(config: Config) -> dict[str, str]:
-    """Folder or URL of every source by name."""
+    """Folder or URL of every source by name, in the order of the names: what a run reads must not depend on the order
+    of lines in a file.
+    """
     data = config.data
-    return {name: path.rstrip("/") for name, path in (data.sources or {ONLY: data.path}).items()}
+    return {name: path.rstrip("/") for name, path in sorted((data.sources or {ONLY: data.path}).items())}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """One split (train or validation) of every source, in the order of their names in the configuration.
+    """One split (train or validation) of every source, in the order of their names.
 
     Attributes:
         tokenizer: sha256 of the run's tokenizer; empty where the sources hold pictures.
@@ -36,15 +40,20 @@ class Sources:
     tokenizer: str
 
     @staticmethod
-    def open(config: Config, split: str, note: Note = lambda kind, words: None) -> Sources:
-        """Open a split of every source.
+    def open(
+        config: Config, split: str, note: Note = lambda kind, words: None, alive: Callable[[], None] = lambda: None
+    ) -> Sources:
+        """Open a split of every source; ``note`` and ``alive`` as for :class:`Bucket`.
 
         Raises:
             DataError: one is not there, or they do not go together or with the tokenizer.
         """
         paths = paths_of(config)
         wait = config.stall_seconds / 2
-        stores = [store_of(config.data, f"{path}/{split}", note, wait_seconds=wait) for path in paths.values()]
+        stores = [
+            store_of(config.data, f"{path}/{split}", note=note, alive=alive, wait_seconds=wait)
+            for path in paths.values()
+        ]
         manifests = [store.manifest() for store in stores]
         pictures = [manifest.format == "images" for manifest in manifests]
         if any(pictures) and not all(pictures):
@@ -63,7 +72,24 @@ class Sources:
                 f"set model.vocab_size={tokenizer.size}"
             )
         splits = [Split.open(store, tokenizer, manifest) for store, manifest in zip(stores, manifests, strict=True)]
+        for each in splits:
+            each.share_open_files(len(splits))
         return Sources(tuple(paths), tuple(splits), tokenizer.sha256)
+
+    @staticmethod
+    def of_text(config: Config, split: str) -> Sources:
+        """As :meth:`open`, for a model of text.
+
+        Raises:
+            DataError: also if the sources hold pictures.
+        """
+        sources = Sources.open(config, split)
+        if sources.are_pictures:
+            raise DataError(
+                f"{sources.splits[0].location} holds pictures, and this model is trained on text; set data.path to "
+                "prepared text"
+            )
+        return sources
 
     @property
     def are_pictures(self) -> bool:
@@ -80,11 +106,12 @@ class Sources:
         Raises:
             DataError: one has fewer documents than lanes.
         """
-        # Sources of their own must not be permuted alike; the only one keeps the order it always had.
-        seeds = [config.run.seed + 1_000_003 * number for number in range(len(self.names))]
+        seed, lanes, window = config.run.seed, config.lanes, config.data.window
+        # Copies of a corpus must not be permuted alike; an only one is not named by its user.
+        seeds = [seed if name == ONLY else key_of(seed, "source", name) for name in self.names]
         return [
-            order_of(split, seed=seed, lanes=config.lanes, window=config.data.window)
-            for split, seed in zip(self.splits, seeds, strict=True)
+            order_of(split, seed=each, lanes=lanes, window=window)
+            for split, each in zip(self.splits, seeds, strict=True)
         ]
 
     def plan(self, config: Config) -> Plan:

@@ -6,8 +6,9 @@ but the very first of a lane is predicted exactly once.
 
 Truncated (the paper's mode): one document a sequence, cut to T tokens, closed by the end-of-document token, padded.
 
-A document that cannot be read comes as no tokens at all: in a packed line nothing stands in its place, truncated it is
-a sequence of padding, which no loss and no count sees.
+A document that cannot be read comes as so many tokens LOST as it has, or none where nobody knows: packed, they stand in
+the line as padding, so that whatever follows stays where it was; truncated, it is a sequence of padding. Padding is no
+target, no loss and no count sees it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 
 PADDING = -1
 """Document number of padding."""
+LOST = -1
+"""Token of a document that could not be read; all of its tokens are."""
 
 
 class Cursor(NamedTuple):
@@ -57,14 +60,14 @@ def packed(read: Read, following: Following, cursor: Cursor, length: int) -> Ite
         filled = number = 0
         while (end := filled + len(tokens) - offset) < whole:
             line[filled:end] = tokens[offset:]
-            if number:
-                numbers[filled:end] = number
+            if number or (end > filled and line[filled] == LOST):
+                numbers[filled:end] = _number(line, filled, end, number)
             filled, number, offset = end, number + 1, 0
             cursor = following(cursor)
             tokens = read(cursor)
         stop = offset + whole - filled
         line[filled:] = tokens[offset:stop]
-        numbers[filled:] = number
+        numbers[filled:] = _number(line, filled, whole, number)
         # The next sequence starts with this one's last token, which lies in the present document.
         offset = stop - 1
         yield Sequence(line, numbers, Cursor(cursor.epoch, cursor.document, offset, cursor.digest))
@@ -74,6 +77,8 @@ def truncated(read: Read, following: Following, cursor: Cursor, length: int) -> 
     """Sequences of one document each, cut to ``length`` tokens plus the closing one, padded with token 0."""
     while True:
         whole = read(cursor)
+        if len(whole) and whole[0] == LOST:
+            whole = whole[:0]
         kept = np.concatenate([whole[:length], whole[-1:]]) if len(whole) > length else whole
         tokens = np.zeros(length + 1, dtype=np.int32)
         numbers = np.full(length + 1, PADDING, dtype=np.int32)
@@ -81,3 +86,11 @@ def truncated(read: Read, following: Following, cursor: Cursor, length: int) -> 
         numbers[: len(kept)] = 0
         cursor = following(cursor)
         yield Sequence(tokens, numbers, cursor)
+
+
+def _number(line: np.ndarray, start: int, stop: int, number: int) -> int:
+    """The document number of a piece of a line; lost tokens become padding."""
+    if line[start] != LOST:
+        return number
+    line[start:stop] = 0
+    return PADDING

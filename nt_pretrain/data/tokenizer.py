@@ -41,6 +41,11 @@ class Tokenizer:
         return found
 
 
+def token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
+    """The smallest type that holds every token; prepared tokens are of it."""
+    return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a SentencePiece model file.
 

@@ -118,7 +118,7 @@ def unigram_counts(config: Config, limit: int) -> np.ndarray:
     Raises:
         DataError: the training split cannot be read.
     """
-    sources = Sources.open(config, "train")
+    sources = Sources.of_text(config, "train")
     counts = np.zeros(config.model.vocab_size, dtype=np.int64)
     for split, share in zip(sources.splits, _shares(mixture_of(config), config.total_steps, limit), strict=True):
         seen = 0
@@ -140,7 +140,7 @@ class _AllRead(Exception):
 
 def _sequences(config: Config) -> list[Sequence]:
     """The first ``eval.sequences`` whole sequences of the validation splits."""
-    sources = Sources.open(config, "validation")
+    sources = Sources.of_text(config, "validation")
     wanted = config.eval.sequences
     shares = _shares(mixture_of(config), config.total_steps, wanted) if wanted else [0] * len(sources.splits)
     found: list[Sequence] = []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from nt_pretrain.data.errors import DataError
@@ -50,12 +54,34 @@ class Quarantine:
         """
         # Ranks along the tensor axis read the same: one of them counts.
         counts = bool(self.ranks.counts)
-        batch, faults = on_all_counted(
-            self.ranks, lambda: next(batches), lambda made: len(made.faults) if counts else 0
-        )
+
+        def counted(made: Batch) -> list[int]:
+            return [len(made.faults) if counts else 0, *self._differences(made)]
+
+        groups = self.ranks.sizes.data if self.ranks.sizes.tensor > 1 else 0
+        batch, (faults, *different) = on_all_counted(self.ranks, lambda: next(batches), counted, 1 + groups)
         if faults:
             self._take(self._gathered(batch.faults if counts else []), step)
+        if any(different):
+            named = ", ".join(str(number) for number, difference in enumerate(different) if difference)
+            raise DataError(
+                f"ranks of one tensor group have read different batches (group {named}, step {step}): one could not "
+                "read what another could. The same command goes on from the last checkpoint"
+            )
         return batch
+
+    def _differences(self, batch: Batch) -> list[int]:
+        """One number for each group of tensor ranks, whose sum over the group is 0 if all have read the same batch."""
+        tensor = self.ranks.sizes.tensor
+        if tensor == 1:
+            return []
+        digest = hashlib.blake2b(digest_size=5)
+        for array in batch.arrays:
+            digest.update(np.ascontiguousarray(array.numpy()).data)
+        number = int.from_bytes(digest.digest(), "little")
+        found = [0] * self.ranks.sizes.data
+        found[self.ranks.data_rank] = number * (tensor - 1) if self.ranks.counts else -number
+        return found
 
     def facts(self) -> dict[str, Any]:
         """For a checkpoint (JSON)."""
@@ -76,6 +102,15 @@ class Quarantine:
         if self.mended:
             parts.append(f"mended: {_listed(self.mended)}")
         return "; ".join(parts)
+
+    @contextmanager
+    def summarised(self, say: Callable[[str], None], events: Path) -> Iterator[None]:
+        """However the block ends, tell what was lost and mended."""
+        try:
+            yield
+        finally:
+            if self.summary():
+                say(f"data: {self.summary()}; each named in {events}")
 
     def _gathered(self, faults: list[Fault]) -> list[Fault]:
         everywhere: list[Any] = [None] * self.ranks.world

@@ -21,6 +21,7 @@ from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Position
+from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.data.validation import unigram_counts, validation_batches
 from nt_pretrain.eval.validate import unigram_loss, validate
@@ -110,7 +111,8 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
                 config, ranks, state, loader, quarantine, meter, observer, requests, validation.measure, checkpoints,
                 watchdog,
             )  # fmt: skip
-            code = train(parts)
+            with quarantine.summarised(console.plain, rundir.events):
+                code = train(parts)
         except Exception as caught:
             # Before a save in flight is waited for: the first to speak is taken for the cause.
             error = explained(caught, config, ranks.rank, watchdog, rundir.ranks)
@@ -121,8 +123,6 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
             if error is caught:
                 raise
             raise error from caught
-        if quarantine.summary():
-            console.plain(f"data: {quarantine.summary()}; each named in {rundir.events}")
         _say_goodbye(code, observer, console, state.step, config, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
 
@@ -190,6 +190,8 @@ def _console(config: Config, ranks: Ranks) -> Console:
 
 
 def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoader:
+    """Raises DataError if the data is not there, does not fit the position, or is none of text."""
+    Sources.of_text(config, "train")
     return TrainLoader(
         config,
         rank=ranks.data_rank,

@@ -20,23 +20,28 @@ def on_all(ranks: Ranks, action: Callable[[], Value]) -> Value:
     Raises:
         DataError: on every rank, if any rank had one; it says which.
     """
-    return on_all_counted(ranks, action, lambda value: 0)[0]
+    return on_all_counted(ranks, action, lambda value: [], 0)[0]
 
 
-def on_all_counted(ranks: Ranks, action: Callable[[], Value], count: Callable[[Value], int]) -> tuple[Value, int]:
-    """As :func:`on_all`, with the sum over all ranks of ``count`` of their values, in the same collective."""
+def on_all_counted(
+    ranks: Ranks, action: Callable[[], Value], count: Callable[[Value], list[int]], length: int
+) -> tuple[Value, list[int]]:
+    """As :func:`on_all`, with the sums over all ranks of the ``length`` numbers that ``count`` finds in their values.
+
+    It costs no collective of its own.
+    """
     made: list[Value] = []
     problem = ""
     try:
         made.append(action())
     except DataError as error:
         problem = str(error)
-    told = torch.tensor([bool(problem), count(made[0]) if made else 0], dtype=torch.int64)
+    told = torch.tensor([bool(problem), *(count(made[0]) if made else [0] * length)], dtype=torch.int64)
     dist.all_reduce(told, group=ranks.control)
-    failed, counted = told.tolist()
+    failed, *sums = told.tolist()
     if failed:
         raise DataError(_words(problem, ranks))
-    return made[0], counted
+    return made[0], sums
 
 
 def _words(problem: str, ranks: Ranks) -> str:

@@ -249,9 +249,10 @@ TWO = {"web": "data/web", "books": "data/books"}
         ({"sources": TWO, "weights": {"web": 1.0, "books": 0.0005}}, "data.weights: books: less than one sequence in "),
         ({"sources": TWO, "weights": {"web": 1.0}}, "data.weights: books: never read; give a weight"),
         ({"sources": TWO, "curriculum": {5000: {"web": 1.0}}}, "data.curriculum: steps 5000 lie after the last step"),
+        ({"path": "file:///data/x"}, "data.path: write /data/x instead of file:///data/x"),
         ({"picture_area": [0.5, 0.2]}, "data.picture_area: [0.5, 0.2] must be"),
         ({"picture_size": 300}, "data.picture_size: 300 pixels cannot be cut out of data.picture_shorter 256"),
-        ({"stall_seconds": 120}, "data.stall_seconds: 120 is not below parallel.timeout_seconds 120"),
+        ({"stall_seconds": 120}, "data.stall_seconds: 120 s for each of 4 attempts"),
     ],
 )  # fmt: skip
 def test_data_options_that_do_not_fit(data: dict[str, Any], message: str) -> None:

@@ -59,7 +59,9 @@ def batches_of(config: Config, world: int, readers: int, count: int, start: Posi
     for rank in range(world):
         loader = TrainLoader(config, rank=rank, world=world, position=start)
         cursors = loader._cursors
-        of_reader = [parts_of(config, cursors, reader, readers, step, Reading()) for reader in range(readers)]
+        of_reader = [
+            parts_of(config, loader._plan, cursors, reader, readers, step, Reading()) for reader in range(readers)
+        ]
         made = [loader._assemble([next(parts) for parts in of_reader], step + n, []) for n in range(count)]
         ranks.append(made)
     whole = torch.stack([torch.cat([rank[n].tokens for rank in ranks]) for n in range(count)])

@@ -74,6 +74,11 @@ def test_more_lanes_than_documents_cannot_be() -> None:
 SOME_EMPTY = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any)
 
 
+def number(sizes: list[int], shard: int, document: int) -> int:
+    """The place of a document in the corpus as the manifest lists it."""
+    return sum(sizes[:shard]) + document
+
+
 @settings(deadline=None)
 @given(SOME_EMPTY, st.integers(0, 3), st.integers(1, 16), st.integers(1, 40), st.integers(0, 3), st.integers(1, 9))
 def test_the_digest_of_a_lane_is_that_of_its_documents(
@@ -85,7 +90,7 @@ def test_the_digest_of_a_lane_is_that_of_its_documents(
         found = [order.lane_digest(epoch, lane) for lane in range(order.lanes)]
     for lane, digest in enumerate(found):
         places = [order.document(epoch, lane, n) for n in range(order.lane_documents(lane))]
-        assert digest == sum(digest_of(order.number(*place)) for place in places) % 2**64
+        assert digest == sum(digest_of(number(sizes, *place)) for place in places) % 2**64
     assert sum(found) % 2**64 == sum(map(digest_of, range(sum(sizes)))) % 2**64, "an epoch is every document once"
 
 
@@ -95,18 +100,24 @@ def test_a_window_reads_from_these_shards_only(sizes: list[int], lanes: int, win
     order = Order(sizes, 5, min(lanes, sum(sizes)), window)
     for lane in range(order.lanes):
         count = order.lane_documents(lane)
-        for number in range(-(-count // window)):
-            inside = range(number * window, min((number + 1) * window, count))
-            touched = order.shards_of_window(epoch, lane, number)
+        for which in range(-(-count // window)):
+            inside = range(which * window, min((which + 1) * window, count))
+            touched = order.shards_of_window(epoch, lane, which)
             assert len(touched) == len(set(touched))
             assert set(touched) == {order.document(epoch, lane, n)[0] for n in inside}
         assert order.shards_of_window(epoch, lane, -(-count // window)) == []
 
 
-def test_numbers_follow_the_manifest() -> None:
-    order = Order([3, 0, 2], 0, 1, 4)
-    places = [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
-    assert [order.number(*place) for place in places] == [0, 1, 2, 3, 4]
+@settings(deadline=None)
+@given(SOME_EMPTY, st.integers(1, 8), st.integers(1, 20), st.integers(0, 3))
+def test_the_digest_before_a_place(sizes: list[int], lanes: int, window: int, epoch: int) -> None:
+    order = Order(sizes, 3, min(lanes, sum(sizes)), window)
+    for lane in range(order.lanes):
+        total = 0
+        for position in range(order.lane_documents(lane)):
+            assert order.digest_before(epoch, lane, position) == total % 2**64
+            total += digest_of(number(sizes, *order.document(epoch, lane, position)))
+        assert order.lane_digest(epoch, lane) == total % 2**64
 
 
 def test_the_digest_is_that_of_splitmix64() -> None:

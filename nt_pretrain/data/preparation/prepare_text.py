@@ -29,10 +29,10 @@ from nt_pretrain.data.preparation.read_text import (
     Recipe,
     grouped,
     read_groups,
-    token_dtype,
     units_of,
 )
 from nt_pretrain.data.preparation.write_text import ShardRange, plan_ranges, shard_entry, write_ranges
+from nt_pretrain.data.tokenizer import token_dtype
 
 Progress = Callable[[str, int, int], None]
 """(what is done, units done, units in all), called often."""

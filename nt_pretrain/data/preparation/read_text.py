@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.manifest import file_sha256
 from nt_pretrain.data.preparation.documents import LONGEST, Document, Problems, read_documents
@@ -25,7 +23,7 @@ from nt_pretrain.data.preparation.notes import read_note, write_note
 from nt_pretrain.data.preparation.processes import Advance, work_through
 from nt_pretrain.data.preparation.runs import RunWriter
 from nt_pretrain.data.storage.remote import Remote
-from nt_pretrain.data.tokenizer import Tokenizer
+from nt_pretrain.data.tokenizer import Tokenizer, token_dtype
 
 SPLITS = ("train", "validation")
 RUNS, FETCHED = "runs", "fetched"
@@ -224,8 +222,3 @@ def row_of(text: bytes, meta: dict[str, str]) -> bytes:
 def token_bytes(tokenizer: Tokenizer, text: str) -> bytes:
     """Numbers of a document's tokens, as they stand in shards."""
     return tokenizer.encode(text).astype(token_dtype(tokenizer)).tobytes()
-
-
-def token_dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
-    """The smallest type that holds every token."""
-    return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")

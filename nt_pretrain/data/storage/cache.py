@@ -75,6 +75,13 @@ class Cache:
             raise DataError(f"{self._folder.path}: the cache cannot be used: {error}") from None
         return entry
 
+    def so_far(self, remote: Remote, name: str, size: int, sha256: str) -> int:
+        """Bytes of a shard that have come; -1 before the first."""
+        try:
+            return self._folder.part(_key(remote, name, sha256), size).stat().st_size
+        except FileNotFoundError:
+            return -1
+
     def ahead(self, remote: Remote, name: str, size: int, sha256: str) -> None:
         """As :meth:`get`, in a background thread. Errors are kept quiet: ``get`` will meet them."""
         if not _touched(self._folder.entry(_key(remote, name, sha256)), size):

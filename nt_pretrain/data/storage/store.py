@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from nt_pretrain.data.storage.cache import Cache, CacheFull
 from nt_pretrain.data.storage.remote import Patience, Remote, is_remote
 
 Note = Callable[[str, str], None]
+POLL_SECONDS = 0.2
 ATTEMPTS = 5
 """At opening a copy that others may evict first."""
 
@@ -77,25 +78,40 @@ class Folder:
         return False
 
 
+@dataclass
+class _Fetch:
+    """A shard on its way: the thread that fetches it sets ``shard`` or ``error``, then ``done``."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    shard: Shard | None = None
+    error: BaseException | None = None
+    size: int = -1
+    moved: float = field(default_factory=time.monotonic)
+    """When bytes last came."""
+
+
 class Bucket:
     """Shards below a URL, read through a cache that all processes of a machine share.
 
-    A shard that does not come in time is given up for now and goes on being fetched, so that no batch waits for long:
-    other ranks wait for it too. Where the cache's disk is full, documents are read from the URL one by one: slower, but
-    nothing is lost.
+    A shard is waited for as long as bytes of it come. One of which nothing comes is given up for now and goes on being
+    fetched: other ranks wait for this batch too. Where the cache's disk is full, documents are read from the URL one by
+    one: slower, but nothing is lost.
 
     Args:
-        wait_seconds: for a shard; for further ones right after, only a second.
+        note: told what was mended.
+        alive: called while a shard is waited for and comes.
+        wait_seconds: for bytes of a shard; of further ones right after, only a second.
     """
 
     is_remote = True
     location: str
 
-    def __init__(self, remote: Remote, cache: Cache, note: Note, wait_seconds: float) -> None:
-        self.location, self._remote, self._cache, self._note = remote.url, remote, cache, note
-        self._wait_seconds, self._impatient_until = wait_seconds, 0.0
-        self._fetches = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fetch")
-        self._fetching: dict[str, Future[Shard]] = {}
+    def __init__(
+        self, remote: Remote, cache: Cache, *, note: Note, alive: Callable[[], None], wait_seconds: float
+    ) -> None:
+        self.location, self._remote, self._cache, self._note = remote.shown("").rstrip("/"), remote, cache, note
+        self._alive, self._wait_seconds, self._impatient_until = alive, wait_seconds, 0.0
+        self._fetching: dict[str, _Fetch] = {}
 
     def manifest(self) -> Manifest:
         return parse_manifest(self._remote.small(FILE).decode(errors="replace"), f"{self.location}/{FILE}")
@@ -103,26 +119,46 @@ class Bucket:
     def shard(self, entry: ShardEntry) -> Shard:
         fetch = self._fetching.get(entry.name)
         if fetch is None:
-            fetch = self._fetching[entry.name] = self._fetches.submit(self._fetched, entry)
-        patient = time.monotonic() >= self._impatient_until
-        wait = self._wait_seconds if patient else min(1.0, self._wait_seconds)
-        try:
-            shard = fetch.result(timeout=wait)
-        except TimeoutError:
-            self._impatient_until = time.monotonic() + self._wait_seconds
-            raise BadInput(
-                "unreachable shard",
-                f"{self.location}/{entry.name}: has not come within {wait:.0f} s; it goes on being fetched, and its "
-                "documents are left out until it is here",
-            ) from None
-        except BaseException:
-            del self._fetching[entry.name]
-            raise
+            fetch = self._fetching[entry.name] = _Fetch()
+            # A daemon: a process ends at once, and what came so far is gone on with by the next.
+            threading.Thread(target=self._run, args=(fetch, entry), name="fetch", daemon=True).start()
+        self._wait(fetch, entry)
         del self._fetching[entry.name]
-        return shard
+        if fetch.error is not None:
+            raise fetch.error
+        assert fetch.shard is not None
+        return fetch.shard
+
+    def _wait(self, fetch: _Fetch, entry: ShardEntry) -> None:
+        """Until the shard is here.
+
+        Raises:
+            BadInput: nothing of it comes.
+        """
+        while not fetch.done.wait(POLL_SECONDS):
+            now, size = time.monotonic(), self._cache.so_far(self._remote, entry.name, entry.bytes, entry.sha256)
+            if size != fetch.size:
+                fetch.size, fetch.moved = size, now
+                self._alive()
+            wait = min(1.0, self._wait_seconds) if now < self._impatient_until else self._wait_seconds
+            if now - fetch.moved >= wait:
+                self._impatient_until = now + self._wait_seconds
+                raise BadInput(
+                    "unreachable shard",
+                    f"{self.location}/{entry.name}: nothing has come for {now - fetch.moved:.0f} s ({max(size, 0):,} "
+                    f"of {entry.bytes:,} bytes are here); it goes on being fetched, and its documents are left out until "
+                    "it is here",
+                )
+
+    def _run(self, fetch: _Fetch, entry: ShardEntry) -> None:
+        try:
+            fetch.shard = self._fetched(entry)
+        except BaseException as error:
+            fetch.error = error
+        fetch.done.set()
 
     def _fetched(self, entry: ShardEntry) -> Shard:
-        """A shard, opened; in one of the threads that fetch."""
+        """A shard, opened; in a thread of its own."""
         name = f"{self.location}/{entry.name}"
         index_name = index_path(Path(entry.name)).name
         for _ in range(ATTEMPTS):
@@ -161,10 +197,17 @@ class Bucket:
         return True
 
 
-def store_of(data: DataSection, path: str, note: Note, *, wait_seconds: float) -> Store:
+def store_of(
+    data: DataSection,
+    path: str,
+    *,
+    wait_seconds: float,
+    note: Note = lambda kind, words: None,
+    alive: Callable[[], None] = lambda: None,
+) -> Store:
     """The store of a split; ``path`` is its folder or URL."""
     if not is_remote(path):
         return Folder(Path(path))
     patience = Patience(data.retries, data.read_timeout_seconds, data.slowest_kb_per_second * 1000)
     cache = Cache(Path(data.cache_dir).expanduser(), int(data.cache_gb * 1e9))
-    return Bucket(Remote(path, patience, note), cache, note, wait_seconds)
+    return Bucket(Remote(path, patience, note), cache, note=note, alive=alive, wait_seconds=wait_seconds)
