@@ -22,8 +22,8 @@ def data_problems(config: Config) -> list[str]:
     attempts = data.reader_restarts + 1
     if data.stall_seconds * attempts >= config.parallel.timeout_seconds:
         found.append(
-            f"data.stall_seconds: {data.stall_seconds:g} s for each of {attempts} attempts (data.reader_restarts) are not "
-            f"below parallel.timeout_seconds {config.parallel.timeout_seconds}: other ranks would give up before"
+            f"data.stall_seconds: {data.stall_seconds:g} s for each of {attempts} attempts (data.reader_restarts) are "
+            f"not below parallel.timeout_seconds {config.parallel.timeout_seconds}: other ranks would give up before"
         )
     paths = {"data.path": data.path} | {f"data.sources.{name}": path for name, path in data.sources.items()}
     found += [f"{key}: write {path.removeprefix('file://')} instead of {path}" for key, path in paths.items()

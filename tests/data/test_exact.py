@@ -7,7 +7,10 @@ together. Real processes are in test_loader.py and test_readers.py.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,15 +20,19 @@ import torch
 from torch import Tensor
 
 from nt_pretrain.config.schema import Config
+from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.lane import Reading
 from nt_pretrain.data.loader import TrainLoader
+from nt_pretrain.data.manifest import file_sha256, read_manifest
 from nt_pretrain.data.position import Cursors, Position, merge
 from nt_pretrain.data.preparation.prepare_text import Recipe, prepare_text
 from nt_pretrain.data.readers import parts_of
+from nt_pretrain.data.shards import Shard, index_path, write_shard
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.text import PADDING, Cursor
 from nt_pretrain.data.tokenizer import load_tokenizer
 from tests.data.conftest import Gallery, Sea, texts, write_rows
+from tests.data.damage import flip
 
 LANES = 840
 """The least number that 1 to 8 divide."""
@@ -238,3 +245,112 @@ def test_an_epoch_of_pictures_holds_each_label_as_often_as_the_shards(gallery: G
     batches = list(islice(TrainLoader(config, rank=0, world=1, position=None), max(per_lane)))
     found = [int(batches[n].labels[lane]) for lane in range(4) for n in range(per_lane[lane])]
     assert sorted(found) == labels
+
+
+@pytest.mark.parametrize("data", [{"tokens": False}, {"tokens": True}])
+def test_going_on_from_every_position_inside_documents(sea: Sea, data: dict[str, bool]) -> None:
+    config = sea.config(data={"lanes": 2, "sequence_length": 96}, global_batch=2, **data)
+    expected = list(islice(TrainLoader(config, rank=0, world=1, position=None), 60))
+    assert expected[-1].position_after.cursors["data"][0].epoch >= 1
+    for stop in range(59):
+        place = Position.from_json(json.loads(json.dumps(expected[stop].position_after.to_json())))
+        following = next(iter(TrainLoader(config, rank=0, world=1, position=place)))
+        assert torch.equal(following.tokens, expected[stop + 1].tokens), stop
+        assert following.position_after == expected[stop + 1].position_after
+
+
+def test_lines_of_the_configuration_may_change_places(sea: Sea) -> None:
+    one = mixed(sea, packing="pack")
+    other = mixed(sea, packing="pack", sources={"tokens": str(sea.tokens), "text": str(sea.text)})
+    expected, _ = batches_of(one, 1, 1, 12, None)
+    first, position = batches_of(one, 1, 1, 6, None)
+    rest, _ = batches_of(other, 1, 1, 6, position)
+    assert torch.equal(torch.cat([first, rest]), expected)
+
+
+def test_lost_tokens_keep_their_places_in_packed_lines(sea: Sea, tmp_path: Path) -> None:
+    """Where the number of tokens is known, not one token of another document moves."""
+    folder = Path(shutil.copytree(sea.tokens, tmp_path / "sea"))
+    for number, shard in enumerate(sorted((folder / "train").glob("*.tar"))):
+        flip(shard, number % len(np.load(index_path(shard))), 0)
+    expected = list(islice(TrainLoader(sea.config(tokens=True), rank=0, world=1, position=None), 60))
+    config = sea.config(tokens=True, data={"path": str(folder), "max_bad_fraction": 1.0})
+    found = list(islice(TrainLoader(config, rank=0, world=1, position=None), 60))
+    masked = 0
+    for one, two in zip(found, expected, strict=True):
+        lost = one.documents == PADDING
+        assert torch.equal(one.tokens[~lost], two.tokens[~lost])
+        assert torch.equal(one.documents[~lost], two.documents[~lost])
+        assert (one.tokens[lost] == 0).all()
+        assert one.position_after == two.position_after
+        masked += int(lost.sum())
+    assert masked > 0
+    assert {fault.kind for batch in found for fault in batch.faults} == {"damaged document"}
+
+
+def test_a_lane_of_which_nothing_can_be_read_ends_the_run(sea: Sea, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sea.text, tmp_path / "sea"))
+    for shard in (folder / "train").glob("*.tar"):
+        shard.unlink()
+    config = sea.config(data={"path": str(folder), "max_bad_fraction": 1.0})
+    with pytest.raises(DataError, match=r"not one of the \d+ documents of lane 0 of .* could be read in epoch 0"):
+        next(iter(TrainLoader(config, rank=0, world=1, position=None)))
+
+
+def test_data_that_changes_under_its_readers_is_refused(sea: Sea, tmp_path: Path) -> None:
+    """The next readers find other shards in the place of those that the run began with."""
+    folder = Path(shutil.copytree(sea.text, tmp_path / "sea"))
+    loader = TrainLoader(sea.config(data={"path": str(folder)}), rank=0, world=1, position=None)
+    first = next(iter(loader))
+    shutil.rmtree(folder)
+    shutil.copytree(sea.tokens, folder)
+    with pytest.raises(DataError, match="the data was changed while the run was reading it"):
+        next(iter(loader))
+    assert first.tokens.shape == (8, 25)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(sea: Sea, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sea.tokens, tmp_path / "sea"))
+    for shard in (folder / "train").glob("*.tar"):
+        opened = Shard.open(shard)
+        rows = [np.frombuffer(opened.document(n), "<u2").copy() for n in range(len(opened))]
+        rows[0][0] = 320
+        write_shard(shard, [row.tobytes() for row in rows], "tokens")
+    manifest = read_manifest(folder / "train")
+    entries = [
+        replace(each, sha256=file_sha256(folder / "train" / each.name),
+                index_sha256=file_sha256(index_path(folder / "train" / each.name)))
+        for each in manifest.shards
+    ]  # fmt: skip
+    (folder / "train" / "manifest.json").write_text(replace(manifest, shards=entries).to_text())
+    batches = iter(TrainLoader(sea.config(tokens=True, data={"path": str(folder)}), rank=0, world=1, position=None))
+    with pytest.raises(DataError, match="token 320 of a vocabulary of 320: the shards of tokens were not made with"):
+        list(islice(batches, 60))
+
+
+FEW_FILES = """
+import resource, sys
+from itertools import islice
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.loader import TrainLoader
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+loader = TrainLoader(Config.model_validate_json(sys.argv[1]), rank=0, world=1, position=None)
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, hard))
+batches = list(islice(loader, 40))
+print(sum(fault.masked for batch in batches for fault in batch.faults))
+print(sum(int(batch.tokens.sum()) for batch in batches))
+"""
+
+
+def test_running_out_of_open_files_loses_nothing(ocean: Ocean) -> None:
+    config = ocean.sea.config(data={"path": str(ocean.path), "lanes": 4, "window": 64}, global_batch=8)
+    assert len(list((ocean.path / "train").glob("*.tar"))) > 24
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, config.model_dump_json()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    expected = sum(int(batch.tokens.sum()) for batch in islice(TrainLoader(config, rank=0, world=1, position=None), 40))
+    assert done.stdout.split() == ["0", str(expected)], done.stderr

@@ -13,14 +13,13 @@ import pytest
 
 from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.shards import index_path
-from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from tests.conftest import Corpus, command
 from tests.data.damage import flip
 from tests.train import launches
 
 OPTIONS = [
-    "train.steps=30", "checkpoint.save_every_steps=10", "observe.log_every_steps=1", "eval.every_steps=0",
+    "train.steps=46", "data.packing=truncate", "checkpoint.save_every_steps=10", "observe.log_every_steps=1", "eval.every_steps=0",
     "parallel.deterministic_reduce=true",
 ]  # fmt: skip
 
@@ -68,8 +67,9 @@ def test_a_run_on_damaged_data_is_the_same_on_one_and_two_ranks_and_after_a_kill
     launches.kill_tree(process)
     launches.finish(launches.start(2, two, *options), two)
     assert launches.losses(one) == launches.losses(two)
-    lost = [read_lines(RunDir(folder).metrics)[-1]["data/lost_documents"] for folder in (one, two)]
+    lost = [launches.training_lines(folder)[-1]["data/lost_documents"] for folder in (one, two)]
     documents = read_manifest(data / "train").documents
+    assert 46 * 8 <= documents < 47 * 8 + 8, "the run goes through nearly one epoch, a document a sequence"
     assert lost[0] == lost[1] > 4
     assert lost[0] < documents
     # Each place is told once, but for what was told before the kill after the last checkpoint.

@@ -146,8 +146,8 @@ class Bucket:
                 raise BadInput(
                     "unreachable shard",
                     f"{self.location}/{entry.name}: nothing has come for {now - fetch.moved:.0f} s ({max(size, 0):,} "
-                    f"of {entry.bytes:,} bytes are here); it goes on being fetched, and its documents are left out until "
-                    "it is here",
+                    f"of {entry.bytes:,} bytes are here); it goes on being fetched, and its documents are left out "
+                    "until it is here",
                 )
 
     def _run(self, fetch: _Fetch, entry: ShardEntry) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -159,3 +161,50 @@ def test_pictures_from_an_s3_store(gallery: Gallery, tmp_path: Path, monkeypatch
                 assert not one.faults
     finally:
         store.stop()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_that_are_stuck_cost_the_others_nothing(sea: Sea, server: Flaky, tmp_path: Path, workers: int) -> None:
+    stuck = {path.name for path in sorted((sea.text / "train").glob("*.tar"))[:2]}
+    server.choose = lambda name, number: "stall" if Path(name).name in stuck else None
+    config = remote(
+        sea, server.url, tmp_path / "cache", packing="truncate", max_bad_fraction=0.9, stall_seconds=4,
+        read_timeout_seconds=60, workers=workers, lanes=2,
+    )  # fmt: skip
+    found = batches(config, 20)
+    faults = [each for ranks in found for batch in ranks for each in batch.faults if each.masked]
+    assert {each.shard for each in faults} == stuck
+
+
+@pytest.mark.timeout(120)
+def test_a_slow_server_is_waited_for(sea: Sea, server: Flaky, tmp_path: Path) -> None:
+    """Every shard takes longer than may pass without a byte, and its bytes come all the time: nothing is lost."""
+    stores = (sea.text / "train").glob("*.tar")
+    slow = sorted(path.name for path in stores)[0]
+    server.choose = lambda name, number: "trickle" if name.endswith(slow) and number < 100 else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nt_pretrain.data.storage.remote.CHUNK", 200)
+        config = remote(
+            sea, server.url, tmp_path / "cache", stall_seconds=4, read_timeout_seconds=60, slowest_kb_per_second=0.1,
+            packing="truncate",
+        )  # fmt: skip
+        found = batches(config, 6)
+    assert not [each for ranks in found for batch in ranks for each in batch.faults]
+    assert_same(found, batches(sea.config(data={"packing": "truncate"}), 6))
+
+
+@pytest.mark.timeout(60)
+def test_a_process_ends_while_a_shard_hangs(sea: Sea, server: Flaky, tmp_path: Path) -> None:
+    server.choose = lambda name, number: "stall" if name.endswith(".tar") else None
+    config = remote(sea, server.url, tmp_path / "cache", stall_seconds=0.5, read_timeout_seconds=600, workers=0)
+    script = (
+        "import sys\nfrom nt_pretrain.config.schema import Config\nfrom nt_pretrain.data.errors import DataError\n"
+        "from nt_pretrain.data.loader import TrainLoader\n"
+        "try: next(iter(TrainLoader(Config.model_validate_json(sys.argv[1]), rank=0, world=1, position=None)))\n"
+        "except DataError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, config.model_dump_json()], capture_output=True, text=True, timeout=40, check=True
+    )
+    assert "nothing has come for" in done.stdout
