@@ -167,11 +167,12 @@ def _drop_changed(groups: list[Group], folder: Path) -> None:
                     for run in (run for runs in found.runs.values() for run in runs):
                         (folder / RUNS / run).unlink()
         except BadInput as error:
-            threads.shutdown(cancel_futures=True)
             raise DataError(
                 f"{error}; what was read of it is kept, but nobody can tell whether the file is still the same; the "
                 "same command goes on when the server answers"
             ) from None
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def units_of(group: Group) -> int:

@@ -30,8 +30,8 @@ FAULTS = (
 )
 """503, 429, 404, 403: the answer. drop: the connection ends after half the bytes. flip: one bit is wrong, another one
 every time. trickle: 320 bytes a second. no range: the whole file, whatever was asked for. stall: nothing at all. short,
-long: fewer or more bytes than asked for, in an answer that is whole. reset: the connection ends before the answer. endless:
-bytes without a number of them, whatever was asked for, until the client hangs up or ``ENDLESS`` were sent."""
+long: fewer or more bytes than asked for, in an answer that is whole. reset: the connection ends before the answer.
+endless: bytes without a number of them, whatever was asked for, until the client hangs up or ``ENDLESS`` were sent."""
 ENDLESS = 100_000_000
 
 Choose = Callable[[str, int], str | None]

@@ -232,11 +232,11 @@ def test_passwords_are_not_shown() -> None:
 def test_no_word_holds_a_password_or_a_signature(server: Flaky, tmp_path: Path, fault: str) -> None:
     server.always(fault)
     remote = Remote(server.url.replace("//", "//me:hunter2@"), HASTY, notes := Notes())
-    said = []
+    said, name = [], "a.tar?X-Sig=c0ffee"
     for call in (
-        lambda: remote.read("a.tar?X-Sig=c0ffee", 10, 3000),
-        lambda: remote.fetch("a.tar?X-Sig=c0ffee", tmp_path / "copy", 3000),
-        lambda: Cache(tmp_path / "cache", 10**6).get(remote, "a.tar?X-Sig=c0ffee", 3000, "0" * 64),
+        lambda: remote.read(name, 10, 3000),
+        lambda: remote.fetch(name, tmp_path / "copy", 3000),
+        lambda: Cache(tmp_path / "cache", 10**6).get(remote, name, 3000, "0" * 64),
     ):
         with pytest.raises(BadInput) as raised:
             call()
