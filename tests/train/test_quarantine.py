@@ -19,7 +19,8 @@ from tests.data.damage import flip
 from tests.train import launches
 
 OPTIONS = [
-    "train.steps=46", "data.packing=truncate", "checkpoint.save_every_steps=10", "observe.log_every_steps=1", "eval.every_steps=0",
+    "train.steps=46", "data.packing=truncate",
+    "checkpoint.save_every_steps=10", "observe.log_every_steps=1", "eval.every_steps=0",
     "parallel.deterministic_reduce=true",
 ]  # fmt: skip
 

@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import fsspec
 from braceexpand import braceexpand
 
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.preparation.documents import KNOWN, find_files, kind_of
+from nt_pretrain.data.storage.remote_errors import in_words, lasting, shown_url
 
 MOST_FILES = 1_000_000
 """Of one input; braces with a digit too many stand for more than anybody has."""
@@ -69,15 +70,9 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def shown_url(url: str) -> str:
-    """A URL without passwords and signatures, for messages and manifests."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def file_name(url: str) -> str:
     """The last part of a URL's path."""
-    return PurePosixPath(urlsplit(url).path).name
+    return PurePosixPath(urlsplit(shown_url(url)).path).name
 
 
 def _local(path: Path) -> Input:
@@ -117,8 +112,9 @@ def _globbed(url: str) -> list[str]:
     try:
         system, path = fsspec.url_to_fs(url)
         found = sorted(str(system.unstrip_protocol(each)) for each in system.glob(path))
-    except (ImportError, ValueError, OSError) as error:
-        raise DataError(f"{shown_url(url)}: cannot be listed: {error}") from None
+    except Exception as error:  # of any driver
+        final = lasting(error)
+        raise DataError(f"{shown_url(url)}: cannot be listed: {final[1] if final else in_words(error)}") from None
     known = [each for each in found if kind_of(file_name(each))]
     if not known:
         raise DataError(f"{shown_url(url)}: no text there; files are known by {KNOWN}")

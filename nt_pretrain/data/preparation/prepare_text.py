@@ -32,6 +32,7 @@ from nt_pretrain.data.preparation.read_text import (
     units_of,
 )
 from nt_pretrain.data.preparation.write_text import ShardRange, plan_ranges, shard_entry, write_ranges
+from nt_pretrain.data.storage.remote_errors import shown_url
 from nt_pretrain.data.tokenizer import token_dtype
 
 Progress = Callable[[str, int, int], None]
@@ -166,7 +167,9 @@ def _planned(
     totals = {split: [sum(each.totals[split][n] for each in read) for n in (0, 1)] for split in SPLITS}
     documents = sum(count for count, _ in totals.values())
     if not documents:
-        raise DataError("\n".join([f"no documents in {', '.join(map(str, inputs))}", *problems.lines()]))
+        raise DataError(
+            "\n".join([f"no documents in {', '.join(shown_url(str(each)) for each in inputs)}", *problems.lines()])
+        )
     for split, (count, _) in totals.items():
         if not count:
             raise DataError(

@@ -131,8 +131,8 @@ class Cache:
         self._folder.part(key, size).unlink(missing_ok=True)
         raise CacheFull(
             f"{self._folder.path}: the disk of the cache is full, and nothing of the cache is left to delete; "
-            f"{name} needs {size:,} bytes. Free some space, or give the cache another folder or a lower limit "
-            f"(now {self._folder.limit:,} bytes)"
+            f"{remote.shown(name)} needs {size:,} bytes. Free some space, or give the cache another folder or a lower "
+            f"limit (now {self._folder.limit:,} bytes)"
         )
 
 
@@ -186,13 +186,14 @@ def working_set_bytes(largest_shard_bytes: int, documents_per_shard: int, lanes:
 
 def _key(remote: Remote, name: str, sha256: str) -> str:
     """The file name of an entry: one name under another URL, or in another version of the data, is another entry."""
-    base = re.sub(r"[^A-Za-z0-9._-]", "_", name.rsplit("/", 1)[-1])[-100:]
+    base = re.sub(r"[^A-Za-z0-9._-]", "_", remote.shown(name).rsplit("/", 1)[-1])[-100:]
     base = re.sub(r"[.](part|lock)$", r"_\1", base)  # endings with a meaning here
     return f"{_url_digest(remote, name)}-{sha256[:8]}-{base}"
 
 
 def _url_digest(remote: Remote, name: str) -> str:
-    return hashlib.sha256(f"{remote.url}/{name}".encode()).hexdigest()[:16]
+    # As it is shown: another signature or password leads to the same file.
+    return hashlib.sha256(remote.shown(name).encode()).hexdigest()[:16]
 
 
 def _touched(entry: Path, size: int | None) -> bool:

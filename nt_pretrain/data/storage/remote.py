@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import os
-import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from nt_pretrain.data.errors import BadInput, DataError
-from nt_pretrain.data.storage.remote_errors import CHANGED, UNREACHABLE, in_words, lasting, may_pass
+from nt_pretrain.data.storage.remote_errors import CHANGED, UNREACHABLE, in_words, lasting, may_pass, shown_url
+from nt_pretrain.data.storage.remote_system import (
+    Longer,
+    Unwritten,
+    is_remote,
+    is_web,
+    open_system,
+    refuse_unknown,
+    wait_for,
+    web_bytes,
+    web_into,
+)
+
+__all__ = ["CHUNK", "Facts", "Patience", "Remote", "is_remote"]
 
 CHUNK = 8_000_000
 """Bytes of one request of a download: what a broken connection costs at most."""
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+_MARKS = ("ETag", "etag", "Last-Modified", "LastModified", "updated")
+"""What servers and drivers call the mark of a version, the sharpest first."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,30 @@ class Patience:
     """Longest wait before the second attempt; it doubles with every attempt, up to 30 s. The wait is drawn evenly."""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a server tells of a file without sending it.
+
+    Attributes:
+        size: bytes; None if it does not tell.
+        version: differs when the file does, as far as the server tells: its ETag, or else the time it was changed, and
+            its size. Empty if the server tells nothing.
+    """
+
+    size: int | None
+    version: str
+
+
 class _Wrong(Exception):
     """The server answered, with other bytes than were asked for."""
+
+
+class _NoRanges(_Wrong):
+    """The server offers the whole file instead of a part; ``size`` if it says how much that is."""
+
+    def __init__(self, words: str, size: int | None) -> None:
+        super().__init__(words)
+        self.size = size
 
 
 def _nobody(kind: str, words: str) -> None:
@@ -61,7 +94,7 @@ class Remote:
         self.patience = patience
         self.note = note
         self._opened: tuple[int, Any] | None = None
-        _refuse_unknown(url)
+        refuse_unknown(url)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -73,7 +106,7 @@ class Remote:
             BadInput: "missing shard" if the file is not there or not for us, "changed shard" if it is shorter,
                 "unreachable shard" if no attempt succeeded.
         """
-        return self._retried(name, start, stop, lambda: self._range(name, start, stop, None))
+        return self._retried(name, start, stop, lambda: self._range(name, start, stop))
 
     def small(self, name: str, at_most: int = 256_000_000) -> bytes:
         """A whole file whose size is not known.
@@ -83,13 +116,13 @@ class Remote:
             DataError: the file has more than ``at_most`` bytes.
         """
         size = self.size(name)
-        if size is None:
-            content = self._retried(name, 0, None, lambda: self._call("cat_file", name, at_most))
-            size = len(content)
-        elif size <= at_most:
-            content = b"".join(self.read(name, at, min(at + CHUNK, size)) for at in range(0, size, CHUNK))
-        if size > at_most:
+        if size is not None and size > at_most:
             raise DataError(f"{self.shown(name)}: has {size:,} bytes, and more than {at_most:,} are not read at once")
+        if size is not None:
+            return b"".join(self.read(name, at, min(at + CHUNK, size)) for at in range(0, size, CHUNK))
+        content: bytes | None = self._retried(name, 0, None, lambda: self._unmeasured(name, at_most))
+        if content is None:
+            raise DataError(f"{self.shown(name)}: has more than {at_most:,} bytes, and more are not read at once")
         return content
 
     def size(self, name: str) -> int | None:
@@ -98,7 +131,24 @@ class Remote:
         Raises:
             BadInput: as :meth:`read` does.
         """
-        return self._retried(name, 0, None, lambda: self._told_size(name))
+        return self.facts(name).size
+
+    def version(self, name: str) -> str:
+        """Differs when the file does, as far as the server tells; see :class:`Facts`.
+
+        Raises:
+            BadInput: as :meth:`read` does.
+        """
+        return self.facts(name).version
+
+    def facts(self, name: str) -> Facts:
+        """Size and version, from one request.
+
+        Raises:
+            BadInput: as :meth:`read` does.
+        """
+        found: Facts = self._retried(name, 0, None, lambda: _facts(self._call("info", name, 0)))
+        return found
 
     def fetch(self, name: str, to: Path, size: int | None, at: Callable[[int], None] = lambda _: None) -> None:
         """Download a file into ``to``, going on from the bytes already there; ``at`` is told how many there are.
@@ -122,24 +172,61 @@ class Remote:
             while (start := file.tell()) < size:
                 at(start)
                 stop = min(start + CHUNK, size)
-                piece = partial(self._range, name, start, stop, size)
-                content = memoryview(self._retried(name, start, stop, piece))
-                if len(content) == size:
-                    content = content[start:]  # a server that knows no ranges sent the whole file: it serves as well
-                while content:
-                    content = content[file.write(content) :]
+                content = self._retried(name, start, stop, partial(self._piece, name, start, stop, size))
+                if content is None:
+                    self._whole_into(name, file, size)
+                else:
+                    _write(file, content)
             at(size)
 
-    def _range(self, name: str, start: int, stop: int, whole: int | None) -> bytes:
-        """One attempt; ``whole`` is the size of the file where an answer of the whole file is welcome."""
+    def _piece(self, name: str, start: int, stop: int, size: int) -> bytes | None:
+        """One attempt; None if the server knows no ranges and offers the whole file."""
+        try:
+            return self._range(name, start, stop)
+        except _NoRanges as error:
+            if error.size not in (None, size):
+                raise
+            return None
+
+    def _whole_into(self, name: str, file: FileIO, size: int) -> None:
+        """From a server without ranges: the whole file as it comes; what is in ``file`` already is passed over."""
+        begun = file.tell()
+
+        def attempt() -> OSError | None:
+            try:
+                work = partial(web_into, skip=file.tell(), size=size, write=partial(_write, file))
+                came = self._await(work, name, size)
+            except Unwritten as error:
+                return error.error  # returned, since it is not the network's, and no further attempt mends it
+            except Longer as error:
+                file.truncate(begun)
+                file.seek(begun)
+                told = "more" if error.size is None else f"{error.size:,}"
+                raise _Wrong(f"{told} bytes came instead of {size:,}") from None
+            if came != size:
+                raise _Wrong(f"{came:,} bytes came instead of {size:,}")
+            return None
+
+        unwritten = self._retried(name, begun, size, attempt)
+        if unwritten is not None:
+            raise unwritten
+
+    def _range(self, name: str, start: int, stop: int) -> bytes:
+        """One attempt."""
         if start == stop:
             return b""
-        content = self._call("cat_file", name, stop - start, start=start, end=stop)
-        if len(content) in (stop - start, whole):
+        wanted = stop - start
+        try:
+            content = self._span(name, start, stop)
+        except Longer as error:
+            came = f"more than {wanted:,}" if error.size is None else f"{error.size:,}"
+            words = f"{came} bytes came instead of {wanted:,}; the server may not support range requests"
+            raise (_NoRanges(words, error.size) if error.whole else _Wrong(words)) from None
+        if len(content) == wanted:
             return content
-        if len(content) < stop - start:
+        if len(content) < wanted:
             try:
-                size = self._told_size(name)
+                size = _facts(self._call("info", name, 0)).size
             except Exception:
                 size = None
             if size is not None and size < stop:
@@ -148,12 +235,30 @@ class Remote:
                     f"{self.shown(name)}: ends at byte {size:,}, and bytes {start:,} to {stop:,} are needed; "
                     "it is not the file that the manifest lists",
                 )
-        hint = "; the server may not support range requests" if len(content) > stop - start else ""
-        raise _Wrong(f"{len(content):,} bytes came instead of {stop - start:,}{hint}")
+        raise _Wrong(f"{len(content):,} bytes came instead of {wanted:,}")
 
-    def _told_size(self, name: str) -> int | None:
-        size = self._call("info", name, 0).get("size")
-        return None if size is None else int(size)
+    def _span(self, name: str, start: int, stop: int) -> bytes:
+        """What a server sends for a span of bytes, which may be fewer."""
+        content: bytes
+        if is_web(self.url):
+            work = partial(web_bytes, span=(start, stop), at_most=stop - start)
+            content = self._await(work, name, stop - start)
+        else:
+            content = self._call("cat_file", name, stop - start, start=start, end=stop)
+            if len(content) > stop - start:
+                raise Longer(len(content), False)
+        return content
+
+    def _unmeasured(self, name: str, at_most: int) -> bytes | None:
+        """A whole file, in one attempt; None if there are more bytes."""
+        try:
+            if is_web(self.url):
+                content: bytes = self._await(partial(web_bytes, span=None, at_most=at_most), name, at_most)
+            else:
+                content = self._span(name, 0, at_most + 1)
+        except Longer:
+            return None
+        return content if len(content) <= at_most else None
 
     def _call(self, what: str, name: str, count: int, **options: int) -> Any:
         """Call a method of the filesystem; with a deadline, where the filesystem can be interrupted."""
@@ -161,8 +266,16 @@ class Remote:
         path = system._strip_protocol(f"{self.url}/{name}")
         if not system.async_impl:
             return getattr(system, what)(path, **options)
-        deadline = self.patience.timeout_seconds + count / self.patience.slowest_bytes_per_second
-        return _wait(getattr(system, f"_{what}")(path, **options), system.loop, deadline)
+        return wait_for(getattr(system, f"_{what}")(path, **options), system.loop, self._deadline(count))
+
+    def _await(self, work: Callable[[Any, str], Coroutine[Any, Any, Any]], name: str, count: int) -> Any:
+        """Do work with the filesystem of the web and a path in it."""
+        system = self._system()
+        path = system._strip_protocol(f"{self.url}/{name}")
+        return wait_for(work(system, path), system.loop, self._deadline(count))
+
+    def _deadline(self, count: int) -> float:
+        return self.patience.timeout_seconds + count / self.patience.slowest_bytes_per_second
 
     def _retried(self, name: str, start: int, stop: int | None, attempt: Callable[[], Any]) -> Any:
         _refuse_outside(name)
@@ -196,74 +309,37 @@ class Remote:
                 f"{self.shown(name)}: {span} could not be read in {attempts} attempts; the last: {in_words(error)}",
             ) from None
 
+    @property
+    def shown_url(self) -> str:
+        """The URL as it may be shown: without user, password and query, which may be a signature."""
+        return shown_url(self.url)
+
     def shown(self, name: str) -> str:
-        """The file's URL as it may be shown: without user and password."""
-        return re.sub(r"//[^/@]*@", "//", f"{self.url}/{name}")
+        """A file's URL as it may be shown."""
+        return shown_url(f"{self.shown_url}/{name}")
 
     def _system(self) -> Any:
         # An instance knows the event loop and the sockets of the process that made it: never one of the parent's.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), _open(self.url, self.patience))
+            self._opened = (os.getpid(), open_system(self.url, self.patience.timeout_seconds))
         return self._opened[1]
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is a URL to be read through fsspec; ``file://`` is not."""
-    return "://" in path and not path.startswith("file://")
+def _facts(info: Mapping[str, Any]) -> Facts:
+    size = None if info.get("size") is None else int(info["size"])
+    mark = next((str(info[key]) for key in _MARKS if info.get(key)), "")
+    # A server that compresses on the way calls the same tag a weak one.
+    parts = [mark.removeprefix("W/").strip('"'), "" if size is None else f"{size} bytes"]
+    return Facts(size, ", ".join(filter(None, parts)))
 
 
-def _refuse_unknown(url: str) -> None:
-    protocol = url.partition("://")[0]
-    # Chained URLs ("simplecache::https://...") would bring a second cache, without a bound.
-    if not is_remote(url) or not protocol.isalnum() or protocol not in fsspec.available_protocols():
-        raise DataError(f"{url}: cannot be read; known are https://, http://, s3:// and gs://")
-    if protocol in _PACKAGES:
-        try:
-            importlib.import_module(_PACKAGES[protocol])
-        except ImportError:
-            raise DataError(
-                f"{url}: {protocol}:// needs the package {_PACKAGES[protocol]}; install the extra 'cloud': "
-                "pip install -c constraints.txt -e '.[cloud]'"
-            ) from None
+def _write(file: FileIO, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _refuse_outside(name: str) -> None:
-    if not name or name.startswith("/") or ".." in name.split("/"):
-        raise DataError(f"{name!r} is no name of a file below a URL")
-
-
-def _open(url: str, patience: Patience) -> Any:
-    protocol = url.partition("://")[0]
-    options: dict[str, Any] = {}
-    if protocol in ("http", "https"):
-        aiohttp = importlib.import_module("aiohttp")
-        silence = patience.timeout_seconds
-        # identity: ranges of a compressed answer are not ranges of the file. trust_env: proxies and ~/.netrc.
-        options["client_kwargs"] = {
-            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=silence, sock_read=silence),
-            "headers": {"Accept-Encoding": "identity"},
-            "trust_env": True,
-        }
-    elif protocol in ("s3", "s3a"):
-        options["config_kwargs"] = {
-            "connect_timeout": patience.timeout_seconds,
-            "read_timeout": patience.timeout_seconds,
-            "retries": {"max_attempts": 0},  # retried here, where it is counted
-        }
-    if protocol == "memory":
-        return fsspec.filesystem(protocol)
-    system = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
-    if protocol in ("s3", "s3a"):
-        system.retries = 1  # attempts of s3fs: a fault is retried by the reader, where it is noted
-    return system
-
-
-def _wait(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, deadline: float) -> Any:
-    future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, deadline), loop)
-    try:
-        # The loop cancels the work at its deadline; the longer wait is for a loop that does not answer at all.
-        return future.result(deadline + 10)
-    except TimeoutError as error:
-        raise TimeoutError(str(error) or f"not all bytes came within {deadline:.1f} s") from None
-    finally:
-        future.cancel()
+    path = name.partition("?")[0]
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        raise DataError(f"{path!r} is no name of a file below a URL")

@@ -5,6 +5,8 @@ The drivers of object stores need not be installed: their errors are known by st
 
 from __future__ import annotations
 
+import re
+
 from nt_pretrain.data.errors import DataError
 
 MISSING, CHANGED, UNREACHABLE = "missing shard", "changed shard", "unreachable shard"
@@ -30,6 +32,11 @@ _BY_CODE = {
     "NoSuchKey": "there is no such file",
 }
 """Codes of S3."""
+_USER = re.compile(r"//(?:[^/?#]*@|[^/@]*:(?!\d*(?:[/?#]|$))[^@]*@)")
+"""User and password; also of those who wrote a / or ? of the password as it is."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_QUERY = re.compile(r"\?[^\s'\"<>=]+=[^\s'\"<>]*")
+"""Of a URL whose beginning an error does not show."""
 _BROKEN = (DataError, TypeError, AttributeError, NameError, NotImplementedError, AssertionError)
 """Never the network's doing."""
 
@@ -61,8 +68,20 @@ def in_words(error: BaseException) -> str:
     error = _cause(error)
     status = _status(error)
     if status is not None:
-        return f"{status} {getattr(error, 'message', '')}".strip()
-    return str(error) or type(error).__name__
+        return without_secrets(f"{status} {getattr(error, 'message', '')}".strip())
+    return without_secrets(str(error)) or type(error).__name__
+
+
+def shown_url(url: str) -> str:
+    """A URL as it may be shown: without user, password, query and fragment. What is no URL stays as it is."""
+    if "://" not in url:
+        return url
+    return re.split("[?#]", _USER.sub("//", url), maxsplit=1)[0]
+
+
+def without_secrets(text: str) -> str:
+    """The text of an error of a driver, with the URLs in it as they may be shown."""
+    return _QUERY.sub("?...", _URL.sub(lambda found: shown_url(found[0]), text))
 
 
 def _cause(error: BaseException) -> BaseException:

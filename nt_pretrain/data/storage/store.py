@@ -109,7 +109,7 @@ class Bucket:
     def __init__(
         self, remote: Remote, cache: Cache, *, note: Note, alive: Callable[[], None], wait_seconds: float
     ) -> None:
-        self.location, self._remote, self._cache, self._note = remote.shown("").rstrip("/"), remote, cache, note
+        self.location, self._remote, self._cache, self._note = remote.shown_url, remote, cache, note
         self._alive, self._wait_seconds, self._impatient_until = alive, wait_seconds, 0.0
         self._fetching: dict[str, _Fetch] = {}
 

@@ -9,7 +9,8 @@ import pytest
 
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.preparation import inputs
-from nt_pretrain.data.preparation.inputs import find_inputs, shown_url
+from nt_pretrain.data.preparation.inputs import find_inputs
+from nt_pretrain.data.storage.remote_errors import shown_url
 
 
 def test_braces_stand_for_many_files(tmp_path: Path) -> None:

@@ -13,10 +13,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-FAULTS = ("503", "429", "404", "403", "drop", "flip", "trickle", "no range", "stall", "short", "long", "reset")
+FAULTS = (
+    "503",
+    "429",
+    "404",
+    "403",
+    "drop",
+    "flip",
+    "trickle",
+    "no range",
+    "stall",
+    "short",
+    "long",
+    "reset",
+    "endless",
+)
 """503, 429, 404, 403: the answer. drop: the connection ends after half the bytes. flip: one bit is wrong, another one
 every time. trickle: 320 bytes a second. no range: the whole file, whatever was asked for. stall: nothing at all. short,
-long: fewer or more bytes than asked for, in an answer that is whole. reset: the connection ends before the answer."""
+long: fewer or more bytes than asked for, in an answer that is whole. reset: the connection ends before the answer.
+endless: bytes without a number of them, whatever was asked for, until the client hangs up or ``ENDLESS`` were sent."""
+ENDLESS = 100_000_000
 
 Choose = Callable[[str, int], str | None]
 """From the name of a file and the number of GET requests for it before: the fault of this request, or none."""
@@ -47,10 +63,16 @@ class Flaky:
     choose: Choose = lambda name, number: None
     requests: Counter[str] = field(default_factory=Counter)
     """GET requests by name of the file."""
+    heads: Counter[str] = field(default_factory=Counter)
+    """HEAD requests by name of the file."""
     sent: Counter[str] = field(default_factory=Counter)
     """Bytes of bodies sent, by name of the file."""
     ranges: list[tuple[str, str | None]] = field(default_factory=list)
     """Name and Range header of each GET request."""
+    tells_size: bool = True
+    """Whether answers say how many bytes the file has."""
+    tells_version: bool = True
+    """Whether answers have an ETag and a time, which follow from the file's size and time."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -98,6 +120,7 @@ def flaky_server(folder: Path) -> Iterator[Flaky]:
 
 class _Handler(BaseHTTPRequestHandler):
     flaky: Flaky
+    fault: str | None = None
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else every answer takes 40 ms
 
@@ -107,14 +130,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(path.stat().st_size))
+        with self.flaky.lock:
+            self.flaky.heads[self._name()] += 1
+        self._tell(path, path.stat().st_size)
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
 
     def do_GET(self) -> None:
         name, asked = self._name(), self.headers.get("Range")
         with self.flaky.lock:
-            fault = self.flaky.choose(name, self.flaky.requests[name])
+            fault = self.fault = self.flaky.choose(name, self.flaky.requests[name])
             self.flaky.requests[name] += 1
             self.flaky.ranges.append((name, asked))
         path = self._file()
@@ -128,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path is None:
             self.send_error(404)
         else:
-            self._answer(name, path, asked if fault != "no range" else None, fault)
+            self._answer(name, path, asked if fault not in ("no range", "endless") else None, fault)
 
     def _answer(self, name: str, path: Path, asked: str | None, fault: str | None) -> None:
         total = path.stat().st_size
@@ -148,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "long":
             body += b"more"
         self.send_response(206 if span else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self._tell(path, len(body))
         if span:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{total}")
         self.end_headers()
@@ -158,11 +183,25 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.flaky.closing.wait(0.05):
                     break
             self.close_connection = True
+        elif fault == "endless":
+            while self.flaky.sent[name] < ENDLESS and not self.flaky.closing.is_set():
+                self._send(name, bytearray(100_000))
+            self.close_connection = True
         elif fault == "drop":
             self._send(name, body[: len(body) // 2])
             self.close_connection = True
         else:
             self._send(name, body)
+
+    def _tell(self, path: Path, size: int) -> None:
+        if self.flaky.tells_size and self.fault != "endless":
+            self.send_header("Content-Length", str(size))
+        else:
+            self.send_header("Connection", "close")
+        if self.flaky.tells_version:
+            stat = path.stat()
+            self.send_header("ETag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
+            self.send_header("Last-Modified", self.date_time_string(int(stat.st_mtime)))
 
     def _send(self, name: str, part: bytearray) -> None:
         with self.flaky.lock:  # before: the client may look at once when it has them
@@ -170,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(part)
 
     def _name(self) -> str:
-        return unquote(self.path).lstrip("/")
+        return unquote(self.path.partition("?")[0]).lstrip("/")
 
     def _file(self) -> Path | None:
         path = (self.flaky.folder / self._name()).resolve()

@@ -57,7 +57,7 @@ def test_a_disk_full_of_other_things(store: Store, disk: Path) -> None:
     cache.forget(store.remote(), "1.tar")
     _fill(disk / "more", leave=20_000)
     with pytest.raises(
-        CacheFull, match=r"the disk of the cache is full, .*; 2.tar needs 100,000 bytes. Free some space"
+        CacheFull, match=r"the disk of the cache is full, .*/2.tar needs 100,000 bytes. Free some space"
     ):
         store.get(cache, "2.tar")
     assert store.held() == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ import fsspec
 import pytest
 
 from nt_pretrain.data.errors import BadInput, DataError
+from nt_pretrain.data.storage.cache import Cache
 from nt_pretrain.data.storage.remote import CHUNK, Patience, Remote, is_remote
-from tests.data.storage.flaky import Flaky, flaky_server
+from nt_pretrain.data.storage.remote_errors import in_words, shown_url, without_secrets
+from tests.data.storage.flaky import ENDLESS, Flaky, flaky_server
 
 QUICK = Patience(retries=2, timeout_seconds=2, slowest_bytes_per_second=1e6, backoff_seconds=0.01)
 HASTY = Patience(retries=1, timeout_seconds=0.3, slowest_bytes_per_second=1e6, backoff_seconds=0.01)
@@ -222,6 +226,115 @@ def test_passwords_are_not_shown() -> None:
     with pytest.raises(BadInput) as raised:
         Remote("http://me:secret@127.0.0.1:9", QUICK).read("a.tar", 0, 1)
     assert "secret" not in str(raised.value) and "http://127.0.0.1:9/a.tar" in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", ["404", "403", "400", "503", "drop", "short", "long", "no range", "reset", "endless"])
+def test_no_word_holds_a_password_or_a_signature(server: Flaky, tmp_path: Path, fault: str) -> None:
+    server.always(fault)
+    remote = Remote(server.url.replace("//", "//me:hunter2@"), HASTY, notes := Notes())
+    said, name = [], "a.tar?X-Sig=c0ffee"
+    for call in (
+        lambda: remote.read(name, 10, 3000),
+        lambda: remote.fetch(name, tmp_path / "copy", 3000),
+        lambda: Cache(tmp_path / "cache", 10**6).get(remote, name, 3000, "0" * 64),
+    ):
+        with pytest.raises(BadInput) as raised:
+            call()
+        said.append("".join(traceback.format_exception(raised.value)))
+        assert f"{server.url}/a.tar: " in str(raised.value)
+    said += [words for _, words in notes]
+    said += [path.name for path in (tmp_path / "cache").iterdir()]
+    assert remote.shown_url == server.url
+    assert not [words for words in said for secret in ("hunter2", "X-Sig", "c0ffee") if secret in words]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:pa@host:80/a@b/c?X-Sig=1#f", "https://host:80/a@b/c"),
+        ("https://host:80/x@y", "https://host:80/x@y"),
+        ("https://me:p@s@host/x", "https://host/x"),
+        ("https://me:s/e?c@host/x", "https://host/x"),
+        ("simplecache::https://me:pa@host/x", "simplecache::https://host/x"),
+        ("s3://bucket/a b.jsonl", "s3://bucket/a b.jsonl"),
+        ("/data/what?.jsonl", "/data/what?.jsonl"),
+    ],
+)
+def test_urls_as_they_may_be_shown(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+def test_texts_of_drivers_are_shown_without_secrets() -> None:
+    text = "Cannot GET 'https://me:pa@host/a?X-Sig=1&b=2', nor /a?X-Sig=1; why?"
+    assert without_secrets(text) == "Cannot GET 'https://host/a', nor /a?... why?"
+    assert in_words(OSError(text)) == without_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:hunter2/x@host/c4", "ftpx://me:hunter2@host/x", "simplecache::http://me:hunter2@host/x"]
+)
+def test_urls_that_are_refused_are_shown_without_secrets(url: str) -> None:
+    with pytest.raises(DataError) as raised:
+        Remote(url)
+    assert "hunter2" not in str(raised.value) and "host" in str(raised.value)
+
+
+def test_versions_follow_the_file(server: Flaky) -> None:
+    remote = Remote(server.url, QUICK)
+    first = remote.version("a.tar")
+    assert "102400 bytes" in first and remote.version("a.tar") == first
+    os.utime(server.folder / "a.tar", (1, 1))
+    assert remote.version("a.tar") not in ("", first)
+    server.tells_version = False
+    assert remote.version("a.tar") == "102400 bytes"
+    server.tells_size = False
+    assert remote.version("a.tar") == ""
+
+
+def test_a_body_without_an_end_is_not_held(server: Flaky, tmp_path: Path) -> None:
+    server.always("endless")
+    remote = Remote(server.url, Patience(retries=1, timeout_seconds=20, backoff_seconds=0.01))
+    with pytest.raises(BadInput, match="bytes 0 to 3,000 could not be read in 2 attempts; the last: more than 3,000"):
+        remote.read("a.tar", 0, 3000)
+    to = tmp_path / "copy"
+    with pytest.raises(BadInput, match="more bytes came instead of 102,400"):
+        remote.fetch("a.tar", to, len(CONTENT))
+    assert to.stat().st_size == 0
+    server.tells_size = False
+    with pytest.raises(DataError, match="has more than 1,000,000 bytes, and more are not read at once"):
+        remote.small("a.tar", at_most=1_000_000)
+    assert server.sent["a.tar"] < ENDLESS, "the client hung up"
+
+
+def test_a_file_whose_size_is_not_told(server: Flaky, tmp_path: Path) -> None:
+    server.tells_size = False
+    remote = Remote(server.url, QUICK)
+    assert remote.size("a.tar") is None
+    assert remote.small("a.tar", at_most=len(CONTENT)) == CONTENT
+    with pytest.raises(DataError, match="has more than 102,399 bytes"):
+        remote.small("a.tar", at_most=len(CONTENT) - 1)
+    remote.fetch("a.tar", tmp_path / "copy", None)
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_is_read_as_it_comes_and_goes_on_after_a_break(server: Flaky, tmp_path: Path) -> None:
+    content = os.urandom(2 * CHUNK + 5)
+    (server.folder / "large.tar").write_bytes(content)
+    faults = ["no range", "drop", "no range"]
+    server.choose = lambda name, number: faults[number]
+    to, notes = tmp_path / "copy", Notes()
+    Remote(server.url, Patience(backoff_seconds=0.01), notes).fetch("large.tar", to, len(content))
+    assert to.read_bytes() == content
+    assert [asked for _, asked in server.ranges] == [f"bytes=0-{CHUNK - 1}", None, None] and len(notes) == 1
+
+
+def test_a_disk_that_cannot_be_written_is_no_fault_of_the_server(server: Flaky, tmp_path: Path) -> None:
+    server.always("no range")
+    notes = Notes()
+    (server.folder / "large.tar").write_bytes(bytes(CHUNK + 1))
+    with pytest.raises(OSError) as raised:
+        Remote(server.url, QUICK, notes).fetch("large.tar", Path("/dev/full"), CHUNK + 1)
+    assert raised.value.errno == errno.ENOSPC and not notes
 
 
 def test_what_is_remote() -> None:

@@ -60,6 +60,18 @@ def test_reads_and_sizes() -> None:
     assert remote.small("train/a.tar") == CONTENT
 
 
+def test_versions_follow_the_file(endpoint: str) -> None:
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id="reader", aws_secret_access_key="secret", region_name="us-east-1"
+    )
+    remote = Remote("s3://sea/c4", QUICK)
+    found = []
+    for content in (b"old", b"new", b"new"):
+        client.put_object(Bucket="sea", Key="c4/changing.txt", Body=content)
+        found.append(remote.version("changing.txt"))
+    assert found[0] != found[1] == found[2] == f"{hashlib.md5(b'new').hexdigest()}, 3 bytes"
+
+
 def test_the_cache_holds_a_verified_copy(tmp_path: Path) -> None:
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     path = Cache(tmp_path, 10_000_000).get(Remote("s3://sea/c4/train", QUICK), "a.tar", len(CONTENT), sha256)
