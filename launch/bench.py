@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=["bpe", "unigram"], default="bpe", help="tokenizer for `data` (%(default)s)")
     parser.add_argument("--vocab-size", type=int, default=32_000, help="pieces of that tokenizer (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024, help="for `data` (%(default)s)")
-    parser.add_argument("--mb", type=float, default=0.5, help="megabytes of text timed by `data` (%(default)s)")
+    parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -37,9 +37,11 @@ class Split:
     _index_bytes: int = field(default=0, init=False)
     _sources: int = field(default=1, init=False)
     _dtype: np.dtype[np.unsignedinteger] = field(init=False)
+    _itemsize: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._dtype = np.dtype(self.manifest.dtype or "<u2")
+        self._itemsize = self._dtype.itemsize if self.manifest.format == "tokens" else 0
 
     @staticmethod
     def open(store: Store | Path, tokenizer: Tokenizer, manifest: Manifest | None = None) -> Split:
@@ -82,12 +84,13 @@ class Split:
             BadInput: it cannot be read.
         """
         content = self.content(shard, document)
-        if self.manifest.format == "tokens":
-            if len(content) % self._dtype.itemsize:
-                raise self._not_tokens(shard, document, f"{len(content)} bytes are no whole number of tokens")
-            tokens = np.frombuffer(content, dtype=self._dtype)
+        if self._itemsize:
+            try:
+                tokens = np.frombuffer(content, dtype=self._dtype)
+            except ValueError:
+                raise self._not_tokens(shard, document, f"{len(content)} bytes are no whole number of tokens") from None
             # Larger ones of two bytes are found batch by batch, which costs less; these would turn negative.
-            if self._dtype.itemsize > 2 and len(tokens) and tokens.max() >= 1 << 31:
+            if self._itemsize > 2 and len(tokens) and tokens.max() >= 1 << 31:
                 raise self._not_tokens(shard, document, f"token {tokens.max()} is no token")
             return tokens
         assert self.tokenizer is not None, "text needs a tokenizer to become tokens"
@@ -135,7 +138,7 @@ class Split:
 
     def tokens_lost(self, error: BadInput) -> np.ndarray:
         """What stands for the tokens of a document that could not be read: as many LOST (int32), if that is known."""
-        known = error.size // self._dtype.itemsize if self.manifest.format == "tokens" else 0
+        known = error.size // self._itemsize if self._itemsize else 0
         return np.full(known, LOST, dtype=np.int32)
 
     def fetch_ahead(self, shard: int) -> None:

@@ -59,6 +59,7 @@ class Lane:
         self._reading, self._most_masked, self._masked = reading, most_masked, 0
         self._documents = order.lane_documents(number)
         self._window = (-1, -1)
+        self._read: tuple[Cursor, int] = Cursor(-1), 0
 
     def document(
         self, cursor: Cursor, read: Callable[[int, int], Content], instead: Callable[[BadInput], Content]
@@ -68,7 +69,8 @@ class Lane:
         Raises:
             DataError: the document cannot be read, and no more may be lost.
         """
-        shard, document = self._order.document(cursor.epoch, self._number, cursor.document)
+        shard, document, mark = self._order.marked(cursor.epoch, self._number, cursor.document)
+        self._read = cursor, mark
         self._reading.at(self._source, shard, document)
         if self._split.is_remote:
             self._look_ahead(cursor)
@@ -92,7 +94,10 @@ class Lane:
         Raises:
             DataError: an epoch ends in which not every document came exactly once.
         """
-        digest = (cursor.digest + self._order.mark(cursor.epoch, self._number, cursor.document)) & MASK
+        # As a rule it was read just before.
+        known = self._read[0] is cursor
+        mark = self._read[1] if known else self._order.marked(cursor.epoch, self._number, cursor.document)[2]
+        digest = (cursor.digest + mark) & MASK
         if cursor.document + 1 < self._documents:
             return Cursor(cursor.epoch, cursor.document + 1, 0, digest)
         expected = self._order.lane_digest(cursor.epoch, self._number)

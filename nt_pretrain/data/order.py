@@ -97,16 +97,15 @@ class Order:
 
     def document(self, epoch: int, lane: int, position: int) -> tuple[int, int]:
         """(shard, document in it) at ``position`` of ``lane`` in ``epoch``."""
+        return self.marked(epoch, lane, position)[:2]
+
+    def marked(self, epoch: int, lane: int, position: int) -> tuple[int, int, int]:
+        """As :meth:`document`, with the mark of the document: :func:`digest_of` its place in the manifest's order."""
         number, inside = divmod(position, self.window)
         window = self._windows.get(lane)
         if window is None or window.number != number or window.epoch != epoch:
             window = self._windows[lane] = self._window(epoch, lane, number)
-        return window.shards[inside], window.documents[inside]
-
-    def mark(self, epoch: int, lane: int, position: int) -> int:
-        """:func:`digest_of` the number of the document there: its place in the corpus as the manifest lists it."""
-        self.document(epoch, lane, position)
-        return self._windows[lane].marks[position % self.window]
+        return window.shards[inside], window.documents[inside], window.marks[inside]
 
     def shards_of_window(self, epoch: int, lane: int, number: int) -> list[int]:
         """Shards that window ``number`` of a lane reads from, in the order of the epoch; none after its last window."""
@@ -129,7 +128,7 @@ class Order:
         """Sum modulo 2**64 of the marks of the documents of a lane before ``position``."""
         first, _ = self.lane_bounds(lane)
         whole = position // self.window * self.window  # of whole windows, in which order does not matter
-        rest = sum(self.mark(epoch, lane, each) for each in range(whole, position))
+        rest = sum(self.marked(epoch, lane, each)[2] for each in range(whole, position))
         return (self._digest(epoch, first, first + whole) + rest) & MASK
 
     def _digest(self, epoch: int, first: int, stop: int) -> int:

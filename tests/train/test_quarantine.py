@@ -19,7 +19,7 @@ from tests.data.damage import flip
 from tests.train import launches
 
 OPTIONS = [
-    "train.steps=46", "data.packing=truncate",
+    "train.steps=49", "data.packing=truncate",
     "checkpoint.save_every_steps=10", "observe.log_every_steps=1", "eval.every_steps=0",
     "parallel.deterministic_reduce=true",
 ]  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_run_on_damaged_data_is_the_same_on_one_and_two_ranks_and_after_a_kill
     assert launches.losses(one) == launches.losses(two)
     lost = [launches.training_lines(folder)[-1]["data/lost_documents"] for folder in (one, two)]
     documents = read_manifest(data / "train").documents
-    assert 46 * 8 <= documents < 47 * 8 + 8, "the run goes through nearly one epoch, a document a sequence"
+    assert 49 * 8 <= documents < 50 * 8, "the run goes through nearly one epoch, a document a sequence"
     assert lost[0] == lost[1] > 4
     assert lost[0] < documents
     # Each place is told once, but for what was told before the kill after the last checkpoint.
@@ -105,7 +105,7 @@ def test_more_than_may_be_lost_stops_the_run_with_the_exit_code_of_data(
         f"5 of the {documents} documents of an epoch could not be read, more than data.max_bad_fraction"
         in status.message
     )
-    assert "5 damaged document" in status.message
+    assert "damaged document" in status.message
     assert {line["facts"]["shard"] for line in data_events(folder)} < set(names)
 
 
