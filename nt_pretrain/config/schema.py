@@ -279,7 +279,8 @@ class Config(Section):
     @property
     def stall_seconds(self) -> float:
         """``data.stall_seconds``, or what its default stands for."""
-        return self.data.stall_seconds or self.parallel.timeout_seconds / (self.data.reader_restarts + 2)
+        fitting = self.parallel.timeout_seconds / (self.data.reader_restarts + 2)
+        return self.data.stall_seconds or max(10.0, fitting)
 
     @property
     def warmup_steps(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import webdataset
 from torch import Tensor
@@ -243,11 +245,21 @@ class Readers:
             # One that begins document after document, or whose shard is coming, is slow and not stalled.
             silent = time.monotonic() - max(since, int(self._progress[reader, 3]) / 1e9)
             if silent >= self._stall_seconds and not self._stalled:
-                self._stalled = self._words(reader, waited)
-                self._parts._workers[reader].kill()
+                self._stalled = self._words(self._culprit(reader), waited)
+                # All of them: it may be another one's part that is being fetched, and all are replaced anyway.
+                for process in self._parts._workers:
+                    process.kill()
             elif waited >= self._stall_seconds / 2 and warned != waiting:
                 warned = waiting
-                self._warn(self._words(reader, waited))
+                self._warn(self._words(self._culprit(reader), waited))
+
+    def _culprit(self, waited_for: int) -> int:
+        """The reader that the system has stopped or holds in a disk's queue; else the one that is waited for."""
+        for reader, process in enumerate(self._parts._workers):
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(process.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP):
+                    return reader
+        return waited_for
 
     def _words(self, reader: int, waited: float) -> str:
         source, shard, document, when = self._progress[reader].tolist()

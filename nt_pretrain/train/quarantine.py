@@ -84,8 +84,8 @@ class Quarantine:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """For a checkpoint (JSON)."""
-        return {"lost": self.lost, "mended": self.mended, "of_epoch": self.of_epoch}
+        """For a checkpoint (JSON): copies, since it is written while training goes on counting."""
+        return {"lost": dict(self.lost), "mended": dict(self.mended), "of_epoch": dict(self.of_epoch)}
 
     def restore(self, facts: dict[str, Any]) -> None:
         self.lost, self.mended, self.of_epoch = (dict(facts.get(key, {})) for key in ("lost", "mended", "of_epoch"))

@@ -85,7 +85,7 @@ def test_readers_that_fail_again_and_again_end_the_run_with_words(sea: Sea) -> N
         batches = iter(TrainLoader(config, rank=0, world=1, position=None))
         next(batches)
         first_batch.set()
-        words = r"a reader process ended unexpectedly .*New readers were started 1 times.*data\.workers=0"
+        words = r"a reader process ended unexpectedly .*Readers were replaced 1 x for this batch.*data\.workers=0"
         with pytest.raises(DataError, match=words):
             for _ in range(500):
                 next(batches)

@@ -47,7 +47,7 @@ def work_through(tasks: Sequence[Task], workers: int, advance: Advance) -> None:
                 ended, waiting = wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
                 for future in ended:
                     future.result()
-                now = done.value
+                now = done.get_obj().value
                 advance(now - told)
                 told = now
         except BrokenProcessPool:
@@ -60,7 +60,8 @@ def work_through(tasks: Sequence[Task], workers: int, advance: Advance) -> None:
 @contextmanager
 def _processes(count: int) -> Iterator[tuple[ProcessPoolExecutor, Synchronized[int]]]:
     context = multiprocessing.get_context("forkserver")
-    done, stop = context.Value(c_int64, 0), context.Value(c_bool, False)
+    # A process that is killed may hold a lock for ever: this one never takes any.
+    done, stop = context.Value(c_int64, 0), context.RawValue(c_bool, False)
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_settle, initargs=(done, stop))
     try:
         yield pool, done
@@ -71,7 +72,7 @@ def _processes(count: int) -> Iterator[tuple[ProcessPoolExecutor, Synchronized[i
     pool.shutdown()
 
 
-_shared: tuple[Synchronized[int], Synchronized[bool]] | None = None
+_shared: tuple[Synchronized[int], c_bool] | None = None
 """In a process of the pool: units done by all of them, and whether to stop."""
 
 
@@ -88,7 +89,7 @@ def _advance(units: int) -> None:
         done.value += units
 
 
-def _settle(done: Synchronized[int], stop: Synchronized[bool]) -> None:
+def _settle(done: Synchronized[int], stop: c_bool) -> None:
     global _shared
     _shared = done, stop
     # Ctrl-C reaches every process of a terminal; only the first decides what it means.
