@@ -16,9 +16,7 @@ from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.vision import VisionModel
 
 
-def initial_vision_values(
-    name: str, shape: tuple[int, ...], index: Tensor, *, seed: int, model: VisionModel
-) -> Tensor:
+def initial_vision_values(name: str, shape: tuple[int, ...], index: Tensor, *, seed: int, model: VisionModel) -> Tensor:
     """Initial values (fp32) of parameter ``name`` of ``shape`` at flat global element numbers ``index`` (int64).
 
     Convolutions are N(0, 2 / fan_out) with fan_out = n_out * k_h * k_w (He et al. 2015, arXiv 1502.01852), the

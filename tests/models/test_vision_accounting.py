@@ -82,7 +82,7 @@ def test_parameters_by_group() -> None:
     ],
 )
 def test_what_is_saved_without_storage_is_what_is_saved_with(model: VisionModel) -> None:
-    assert saved_elements(model, 32) == saved_elements(model, 32, device="cpu")
+    assert saved_elements(model, 16) == saved_elements(model, 16, device="cpu")
 
 
 def test_what_a_small_network_saves_by_hand() -> None:
