@@ -18,7 +18,7 @@ from nt_pretrain.models.loss import statistics_dtype
 
 @dataclass
 class Moments:
-    """What was seen of each channel [C]: the number of values, their mean and summed squared distance from it (fp64)."""
+    """What was seen of each channel [C]: number of values, their mean, summed squared distance from it (fp64)."""
 
     count: int
     mean: Tensor

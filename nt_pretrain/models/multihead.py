@@ -69,12 +69,12 @@ class Head(nn.Module):
 class MultiHead(nn.Module):
     """The ensemble. ``trunk`` is absent (None) in a deep ensemble; ``heads`` are those held here, by their number.
 
-    Whatever the network: a trunk is called with (inputs, context); a head with (trunk's output, context) for logits, and
-    with targets and a chunk size after those for the sum of the losses. ``context`` is what the network needs beside its
-    inputs, None for pictures.
+    Whatever the network: a trunk is called with (inputs, context); a head with (trunk's output, context) for logits,
+    and with targets and a chunk size after those for the sum of the losses. ``context`` is what the network needs
+    beside its inputs, None for pictures.
     """
 
-    trunk: Any  # a Trunk or a VisionTrunk; torch types submodules as Any, too
+    trunk: Any  # Trunk or VisionTrunk, or None; the latter is built on this module, so it cannot be named here
 
     def __init__(self, trunk: nn.Module | None, heads: Mapping[int, nn.Module]) -> None:
         super().__init__()

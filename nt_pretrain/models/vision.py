@@ -3,6 +3,10 @@
 The trunk is the stem and the first blocks; each head owns the last ``blocks_in_head`` blocks, its final norm where the
 family has one, and its classifier. Features are averaged over the whole picture. With all blocks in the heads nothing
 is shared, stems included: a deep ensemble. With one head it is an ordinary network.
+
+Norms are plain ``nn.BatchNorm2d`` and stay fp32 under mixed precision, gains, biases and statistics, on bf16 maps: by
+autocast, or by an FSDP2 unit of their own without a parameter dtype. bf16 gains beside fp32 statistics torch refuses on
+a CPU.
 """
 
 from __future__ import annotations

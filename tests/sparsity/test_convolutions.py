@@ -38,7 +38,8 @@ SECTION = SparsitySection(density=0.3)
             R50, 0.3, 120, 20, 22_258_848,
             {
                 "trunk.stem.conv": 1, "trunk.blocks.0.conv1x1_last": 1, "trunk.blocks.0.downsample.conv": 1,
-                "heads.0.blocks.0.conv1x1_first": 1, "heads.0.blocks.0.conv1x1_last": 1, "trunk.blocks.1.conv3x3": 0.589,
+                "heads.0.blocks.0.conv1x1_first": 1, "heads.0.blocks.0.conv1x1_last": 1,
+                "trunk.blocks.1.conv3x3": 0.589,
                 "trunk.blocks.4.conv3x3": 0.288, "heads.1.blocks.2.conv3x3": 0.142, "heads.1.blocks.9.conv3x3": 0.071,
                 "heads.1.blocks.2.conv1x1_first": 0.79, "heads.1.blocks.9.conv1x1_first": 0.40, "heads.2.output": 0.241,
             },
