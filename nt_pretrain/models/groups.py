@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-Group = Literal["embedding", "attention", "ffn", "output", "norm"]
+Group = Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "output", "norm"]
 
-GROUPS: tuple[Group, ...] = ("embedding", "attention", "ffn", "output", "norm")
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 def group_of(name: str) -> Group:
@@ -15,11 +15,13 @@ def group_of(name: str) -> Group:
     Raises:
         ValueError: the name is none of this project's models'.
     """
-    layer = name.removesuffix(".weight").split(".")
+    layer = name.removesuffix(".weight").removesuffix(".bias").split(".")
     if layer[-1].endswith("norm"):
         return "norm"
+    # A convolution beside others of its kind has a number behind its kernel: conv1x1_first.
+    kinds = [part.split("_")[0] if part.startswith("conv") else part for part in layer[-2:]]
     for group in GROUPS:
-        if group in (layer[-1], layer[-2] if len(layer) > 1 else ""):
+        if group in kinds:
             return group
     raise ValueError(f"parameter {name!r} belongs to no known group; known: {', '.join(GROUPS)}")
 

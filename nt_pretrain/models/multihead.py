@@ -10,6 +10,9 @@ the next head's forward (see :mod:`nt_pretrain.train.step`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from nt_pretrain.config.schema import ModelSection
@@ -64,16 +67,25 @@ class Head(nn.Module):
 
 
 class MultiHead(nn.Module):
-    """The ensemble. ``trunk`` is absent (None) in a deep ensemble; ``heads`` are those held here, by their number."""
+    """The ensemble. ``trunk`` is absent (None) in a deep ensemble; ``heads`` are those held here, by their number.
 
-    def __init__(self, model: ModelSection, heads: range) -> None:
+    Whatever the network: a trunk is called with (inputs, context); a head with (trunk's output, context) for logits,
+    and with targets and a chunk size after those for the sum of the losses. ``context`` is what the network needs
+    beside its inputs, None for pictures.
+    """
+
+    trunk: Any  # Trunk or VisionTrunk, or None; the latter is built on this module, so it cannot be named here
+
+    def __init__(self, trunk: nn.Module | None, heads: Mapping[int, nn.Module]) -> None:
         super().__init__()
-        self.trunk = Trunk(model) if model.blocks_in_head < model.layers else None
-        self.heads = nn.ModuleDict({str(number): Head(model) for number in heads})
+        self.trunk = trunk
+        self.heads = nn.ModuleDict({str(number): head for number, head in heads.items()})
 
-    def trunk_output(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        """What every head starts from: hidden states [B, T, H], or the tokens themselves without a trunk."""
-        return tokens_BT if self.trunk is None else self.trunk(tokens_BT, context)
+    def trunk_output(self, inputs: Tensor, context: Context | None) -> Tensor:
+        """What every head starts from: the trunk's output for the batch ``inputs``, or these themselves without a
+        trunk. Of a LLaMA: hidden states [B, T, H] of tokens [B, T].
+        """
+        return inputs if self.trunk is None else self.trunk(inputs, context)
 
 
 def build(model: ModelSection, heads: range | None = None) -> MultiHead:
@@ -81,4 +93,5 @@ def build(model: ModelSection, heads: range | None = None) -> MultiHead:
 
     Values are torch's defaults; :mod:`nt_pretrain.models.init` gives the real ones.
     """
-    return MultiHead(model, range(model.heads) if heads is None else heads)
+    trunk = Trunk(model) if model.blocks_in_head < model.layers else None
+    return MultiHead(trunk, {number: Head(model) for number in (range(model.heads) if heads is None else heads)})

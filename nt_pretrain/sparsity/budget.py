@@ -2,7 +2,8 @@
 
 Erdos-Renyi-Kernel allocation (Mocanu et al. 2018, Evci et al. 2020 "RigL"): a layer of shape s with N = product(s)
 elements gets density proportional to sum(s) / N; layers that would exceed 1 are dense, and their surplus is spread
-over the rest. NeuroTrails (arXiv 2505.17909) applies it to every matrix of the whole multi-head model at once.
+over the rest. For a convolution [n_out, n_in, k_h, k_w] that is (n_out + n_in + k_h + k_w) / (n_out n_in k_h k_w).
+NeuroTrails (arXiv 2505.17909) applies it to every matrix and convolution of the whole multi-head model at once.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def plan_budgets(
         Name to budget; layers with equal shape (and group override) get equal budgets, whatever the order.
 
     Raises:
-        ValueError: group densities leave a density outside (0, 1] for the rest, or a unit does not fit a shape.
+        ValueError: group densities leave a density outside (0, 1] for the rest, or a unit does not fit a shape;
+            convolutions take unit 1 only.
     """
     density = sparsity.density if density is None else density
     names = sparse_names(shapes, sparsity.scope)
@@ -97,6 +99,11 @@ def erk_densities(shapes: dict[str, tuple[int, ...]], density: float) -> dict[st
 
 
 def _budget(name: str, shape: tuple[int, ...], unit: int, density: float) -> LayerBudget:
+    if unit > 1 and len(shape) > 2:
+        raise ValueError(
+            f"{name}: is a convolution, shape {list(shape)}, and convolutions drop and grow single weights, not blocks "
+            f"of {unit} x {unit}; set sparsity.unit: 1"
+        )
     if any(extent % unit for extent in shape):
         raise ValueError(f"{name}: shape {list(shape)} is not divisible into {unit} x {unit} blocks (sparsity.unit)")
     units = math.prod(shape) // (unit * unit)

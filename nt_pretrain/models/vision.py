@@ -1,0 +1,167 @@
+"""One trunk, M heads: how a ResNet is cut into an ensemble, as :mod:`nt_pretrain.models.multihead` cuts a LLaMA.
+
+The trunk is the stem and the first blocks; each head owns the last ``blocks_in_head`` blocks, its final norm where the
+family has one, and its classifier. Features are averaged over the whole picture. With all blocks in the heads nothing
+is shared, stems included: a deep ensemble. With one head it is an ordinary network.
+
+Norms are plain ``nn.BatchNorm2d`` and stay fp32 under mixed precision, gains, biases and statistics, on bf16 maps: by
+autocast, or by an FSDP2 unit of their own without a parameter dtype. bf16 gains beside fp32 statistics torch refuses on
+a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nt_pretrain.models.loss import IGNORED, statistics_dtype
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.models.resnet import BasicBlock, BlockShape, Bottleneck, Stem, block_shapes
+from nt_pretrain.models.wide_resnet import WideBlock, WideStem
+
+Family = Literal["resnet18", "resnet34", "resnet50", "wide_resnet28_10"]
+
+BLOCKS: dict[Family, list[BlockShape]] = {
+    "resnet18": block_shapes((2, 2, 2, 2), (64, 128, 256, 512), before=64, expansion=1),
+    "resnet34": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=1),
+    "resnet50": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=4),
+    "wide_resnet28_10": block_shapes((4, 4, 4), (160, 320, 640), before=16, expansion=1),
+}
+"""The residual blocks of each family, first to last."""
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """A network for pictures, cut into one trunk and M heads.
+
+    Attributes:
+        family: which network.
+        classes: of the classifier.
+        heads: M, the heads of the ensemble. 1 is an ordinary single model.
+        blocks_in_head: blocks each head owns. 0: classifier (and final norm) only; all: a deep ensemble, stems too.
+        small_stem: a 3x3 convolution at full size instead of 7x7 with stride and pooling: for pictures of 32 or 64
+            pixels. WideResNet always has one.
+        output_bias: the classifier has a bias (timm's has; NeuroTrails' ResNets have none).
+        zero_last_norm: the last gain of each residual block starts at 0, so that blocks start as the identity (Goyal et
+            al. 2017, arXiv 1706.02677). A WideResNet block has no norm at its end.
+        label_smoothing: share of the target's weight spread over all classes, in the training loss.
+
+    Raises:
+        ValueError: a value that no network can have, with those that it can.
+    """
+
+    family: Family = "resnet50"
+    classes: int = 1000
+    heads: int = 1
+    blocks_in_head: int = 0
+    small_stem: bool = False
+    output_bias: bool = False
+    zero_last_norm: bool = False
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.family not in BLOCKS:
+            raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(BLOCKS)}")
+        for name, value in (("classes", self.classes), ("heads", self.heads)):
+            if value < 1:
+                raise ValueError(f"model.{name}: {value} must be at least 1")
+        if not 0 <= self.blocks_in_head <= len(self.blocks):
+            raise ValueError(
+                f"model.blocks_in_head: {self.blocks_in_head} of the {len(self.blocks)} blocks of {self.family}; a "
+                f"head owns 0 (only its classifier) to {len(self.blocks)} (a deep ensemble)"
+            )
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"model.label_smoothing: {self.label_smoothing} must be at least 0 and below 1")
+        if self.is_wide and self.small_stem:
+            raise ValueError(f"model.small_stem: has no effect on {self.family}, whose stem is always small; leave out")
+        if self.is_wide and self.zero_last_norm:
+            raise ValueError(f"model.zero_last_norm: has no effect on {self.family}, whose blocks end without a norm")
+
+    @property
+    def blocks(self) -> list[BlockShape]:
+        return BLOCKS[self.family]
+
+    @property
+    def is_wide(self) -> bool:
+        return self.family == "wide_resnet28_10"
+
+    @property
+    def trunk_blocks(self) -> int:
+        """Blocks that the trunk holds; 0 also in a deep ensemble, which has no trunk."""
+        return len(self.blocks) - self.blocks_in_head
+
+
+def _stem(model: VisionModel) -> nn.Module:
+    channels = model.blocks[0].before
+    return WideStem(channels) if model.is_wide else Stem(channels, model.small_stem)
+
+
+def _block(model: VisionModel, shape: BlockShape) -> nn.Module:
+    kinds = {"resnet50": Bottleneck, "wide_resnet28_10": WideBlock}
+    return kinds.get(model.family, BasicBlock)(shape)
+
+
+class VisionTrunk(nn.Module):
+    """Pictures [B, 3, Y, X] to feature maps, run once for all heads."""
+
+    def __init__(self, model: VisionModel) -> None:
+        super().__init__()
+        self.stem = _stem(model)
+        self.blocks = nn.ModuleList(_block(model, shape) for shape in model.blocks[: model.trunk_blocks])
+
+    def forward(self, pictures_BCYX: Tensor, context: None = None) -> Tensor:
+        x = self.stem(pictures_BCYX)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class VisionHead(nn.Module):
+    """Feature maps of the trunk (or pictures, in a deep ensemble) to a loss or to logits."""
+
+    def __init__(self, model: VisionModel) -> None:
+        super().__init__()
+        if model.trunk_blocks == 0:
+            self.stem = _stem(model)
+        self.blocks = nn.ModuleList(_block(model, shape) for shape in model.blocks[model.trunk_blocks :])
+        features = model.blocks[-1].after
+        self.norm = nn.BatchNorm2d(features) if model.is_wide else None
+        self.output = nn.Linear(features, model.classes, bias=model.output_bias)
+        self.label_smoothing = model.label_smoothing
+
+    def forward(
+        self, x: Tensor, context: None = None, targets_B: Tensor | None = None, loss_chunk: int | None = None
+    ) -> Tensor:
+        """Sum of the pictures' losses in nats (fp32 scalar) when ``targets_B`` is given, else logits [B, classes].
+
+        ``x`` is the trunk's output, or pictures where the head owns the stem. ``context`` and ``loss_chunk`` are there
+        since every head is called alike: pictures need no context, and their logits are small enough to be made whole.
+        """
+        if hasattr(self, "stem"):
+            x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        if self.norm is not None:
+            x = F.relu(self.norm(x), inplace=True)
+        logits_BV = self.output(x.mean(dim=(2, 3)))
+        return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
+
+    def loss_sum(self, logits_BV: Tensor, targets_B: Tensor) -> Tensor:
+        """Sum of the cross-entropies against labels [B] smoothed by ``label_smoothing``; IGNORED ones do not count."""
+        return F.cross_entropy(
+            logits_BV.to(statistics_dtype(logits_BV)), targets_B, ignore_index=IGNORED, reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+
+
+def build_vision(model: VisionModel, heads: range | None = None) -> MultiHead:
+    """The network of ``model``, with all heads or only those numbered ``heads``.
+
+    Values are torch's defaults; :mod:`nt_pretrain.models.vision_init` gives the real ones.
+    """
+    trunk = VisionTrunk(model) if model.trunk_blocks else None
+    numbers = range(model.heads) if heads is None else heads
+    return MultiHead(trunk, {number: VisionHead(model) for number in numbers})
