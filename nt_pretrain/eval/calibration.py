@@ -21,7 +21,10 @@ BINS = 15
 def bin_of(p: Tensor) -> Tensor:
     """Which of 15 bins of equal width holds each probability (fp64), right edges included; 0 is in the first."""
     edges = torch.arange(BINS + 1, dtype=torch.float64, device=p.device) / BINS
-    return (torch.bucketize(p.contiguous(), edges) - 1).clamp_(0, BINS - 1)
+    # A guess, put right by a comparison with its edges: torch.bucketize took 50 times as long on some hundred numbers.
+    guess = ((p * BINS).ceil().long() - 1).clamp_(0, BINS - 1)
+    moved = guess - (p <= edges[guess]).long() + (p > edges[guess + 1]).long()
+    return moved.clamp_(0, BINS - 1)
 
 
 def class_bins(p: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nt_pretrain.eval import confidence_histogram
 from nt_pretrain.eval.calibration import BINS, bin_of, class_bins
-from nt_pretrain.eval.confidence_histogram import UNIT
 from nt_pretrain.eval.exact import COLUMNS, carried, fixed_sums, mean_of, row_sum
 from nt_pretrain.eval.members import Predictions
 
@@ -66,9 +65,9 @@ class ClassificationSums:
         self.nll = carried(self.nll + fixed_sums(-piece.logp.gather(-1, at)[..., 0]).to(device))
         self.brier = carried(self.brier + fixed_sums(brier).to(device))
         for member, (p, correct) in enumerate(zip(confidence, correct_PN, strict=True)):
-            columns = (torch.ones_like(correct, dtype=torch.int64), correct.long(), (p * UNIT).round().long())
-            self.bins[member].index_add_(0, bin_of(p).to(device), torch.stack(columns, dim=-1).to(device))
-            self.confidences[member] += confidence_histogram.histogram(p.to(device), correct.to(device))
+            rows = confidence_histogram.rows(p, correct).to(device)
+            self.bins[member].index_add_(0, bin_of(p).to(device), rows)
+            self.confidences[member].index_add_(0, confidence_histogram.bucket_of(p).to(device), rows)
             if self.classwise.shape[1]:
                 self.classwise[member] += class_bins(piece.p[member], piece.labels).to(device)
 

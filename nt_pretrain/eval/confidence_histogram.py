@@ -35,5 +35,10 @@ def bucket_of(p: Tensor) -> Tensor:
 def histogram(confidence: Tensor, correct: Tensor) -> Tensor:
     """Table of confidences fp64 [N] and whether each was correct (bool [N]): int64 [BUCKETS, COLUMNS]."""
     table = torch.zeros(BUCKETS, COLUMNS, dtype=torch.int64, device=confidence.device)
+    return table.index_add_(0, bucket_of(confidence), rows(confidence, correct))
+
+
+def rows(confidence: Tensor, correct: Tensor) -> Tensor:
+    """What each sample adds to its bucket or bin: int64 [N, COLUMNS]."""
     columns = (torch.ones_like(correct, dtype=torch.int64), correct.long(), (confidence * UNIT).round().long())
-    return table.index_add_(0, bucket_of(confidence), torch.stack(columns, dim=-1))
+    return torch.stack(columns, dim=-1)

@@ -74,17 +74,26 @@ class DiversitySums:
         for each in entropy:
             spread = spread - each / heads
         self.mutual_information = carried(self.mutual_information + fixed_sums(spread.clamp_min(0.0)).to(device))
-        for first, second in itertools.permutations(range(heads), 2):
-            self.kl[first, second] += fixed_sums(_kl(p[first], logp[first], logp[second])).to(device)
-            if first < second:
-                both = _entropy((p[first] + p[second]) / 2.0) - (entropy[first] + entropy[second]) / 2.0
-                cosine = _cosine(piece.logits[first], piece.logits[second])
-                centred = _cosine(_centred(piece.logits[first]), _centred(piece.logits[second]))
-                self.jensen_shannon[first, second] += fixed_sums(both.clamp_min(0.0)).to(device)
-                self.cosine[first, second] += fixed_sums(cosine).to(device)
-                self.centred_cosine[first, second] += fixed_sums(centred).to(device)
-        self.kl, self.jensen_shannon = carried(self.kl), carried(self.jensen_shannon)
-        self.cosine, self.centred_cosine = carried(self.cosine), carried(self.centred_cosine)
+        self._add_pairs(piece, entropy)
+
+    def _add_pairs(self, piece: Predictions, entropy: Tensor) -> None:
+        heads = piece.heads
+        p, logp, plain = piece.p, piece.logp, piece.logits
+        centred = [_centred(each) for each in plain]
+        ordered = list(itertools.permutations(range(heads), 2))
+        above = list(itertools.combinations(range(heads), 2))
+        halves = [(_entropy((p[a] + p[b]) / 2.0) - (entropy[a] + entropy[b]) / 2.0).clamp_min(0.0) for a, b in above]
+        for table, pairs, values in (
+            (self.kl, ordered, [_kl(p[a], logp[a], logp[b]) for a, b in ordered]),
+            (self.jensen_shannon, above, halves),
+            (self.cosine, above, [_cosine(plain[a], plain[b]) for a, b in above]),
+            (self.centred_cosine, above, [_cosine(centred[a], centred[b]) for a, b in above]),
+        ):
+            if pairs:
+                rows, columns = zip(*pairs, strict=True)
+                # One call for all pairs: the cost of small batches is that of calls.
+                added = table[rows, columns] + fixed_sums(torch.stack(values)).to(table.device)
+                table[rows, columns] = carried(added)
 
 
 def diversity_values(sums: DiversitySums) -> dict[str, float]:

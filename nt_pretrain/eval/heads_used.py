@@ -53,12 +53,13 @@ class HeadsUsedSums:
         """Add some samples."""
         device = self.counts.device
         self.counts += torch.tensor([len(piece.labels), piece.broken], device=device)
-        for index, chosen in enumerate(subsets(piece.heads)):
+        at, correct, losses = piece.labels[:, None], [], []
+        for chosen in subsets(piece.heads):
             logp = mean_probability(piece.logp[list(chosen)])
-            at = piece.labels[:, None]
-            self.correct[index] += (ranks_of(logp, at) == 0).sum().to(device)
-            self.nll[index] += fixed_sums(-logp.gather(-1, at)[:, 0]).to(device)
-        self.nll = carried(self.nll)
+            correct.append((ranks_of(logp, at) == 0).sum())
+            losses.append(-logp.gather(-1, at)[:, 0])
+        self.correct += torch.stack(correct).to(device)
+        self.nll = carried(self.nll + fixed_sums(torch.stack(losses)).to(device))
 
 
 def heads_used_values(sums: HeadsUsedSums, heads: int) -> list[dict[str, float]]:

@@ -22,7 +22,8 @@ LEAST, LARGEST = 1e-2, 1e2
 PASSES = 40
 PRECISION = 1e-7
 """Relative change of a temperature at which the fit ends; the error left is about its square."""
-SMALLEST_CURVATURE = 1e-300
+FLAT = 1e-9
+"""Curvature (of the mean NLL in nats) below which nothing is decided: sums are rounded at 4.6e-13."""
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -31,13 +32,14 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 class Temperatures:
     """Fitted ``values`` fp64 [M + 2] in the order of the members, the ``samples`` and the ``passes`` it took.
 
-    ``bounded`` names members (by index) whose least NLL lies at an end of the range tried.
+    ``undecided`` names members (by index) that the samples give no temperature: the least NLL lies at an end of the
+    range tried, or is reached where the NLL is flat.
     """
 
     values: Tensor
     samples: int
     passes: int
-    bounded: tuple[int, ...]
+    undecided: tuple[int, ...]
 
 
 def fit_temperatures(batches: Batches, heads: int, add_up: Callable[[Tensor], Tensor] = lambda x: x) -> Temperatures:
@@ -53,7 +55,7 @@ def fit_temperatures(batches: Batches, heads: int, add_up: Callable[[Tensor], Te
     members = heads + 2
     inverse = torch.ones(members, dtype=torch.float64)
     low, high = [1.0 / LARGEST] * members, [1.0 / LEAST] * members
-    done = [False] * members
+    done, flat = [False] * members, [False] * members
     samples = passes = 0
     while not all(done) and passes < PASSES:
         passes += 1
@@ -72,13 +74,15 @@ def fit_temperatures(batches: Batches, heads: int, add_up: Callable[[Tensor], Te
             new = _next(at, slope, curvature, low[member], high[member])
             done[member] = abs(new - at) <= PRECISION * at or slope == 0
             inverse[member] = at if slope == 0 else new
-    ends = tuple(m for m, beta in enumerate(inverse.tolist()) if beta < 1.001 / LARGEST or beta > 0.999 / LEAST)
-    return Temperatures(1.0 / inverse, samples, passes, ends)
+            flat[member] = slope == 0 and curvature < FLAT
+    ends = [beta < 1.001 / LARGEST or beta > 0.999 / LEAST for beta in inverse.tolist()]
+    undecided = tuple(member for member in range(members) if ends[member] or flat[member])
+    return Temperatures(1.0 / inverse, samples, passes, undecided)
 
 
 def _next(at: float, slope: float, curvature: float, low: float, high: float) -> float:
     """Newton's step where it stays between the bounds, else their geometric mean."""
-    new = at - slope / curvature if curvature > SMALLEST_CURVATURE else math.nan
+    new = at - slope / curvature if curvature > 0.0 else math.nan
     return new if low < new < high else math.sqrt(low * high)
 
 

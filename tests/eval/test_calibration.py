@@ -1,5 +1,6 @@
 """Calibration errors against torchmetrics and direct computation, ties and edges included."""
 
+import itertools
 import math
 
 import numpy as np
@@ -34,11 +35,7 @@ def by_hand(p: np.ndarray, correct: np.ndarray, groups: list[np.ndarray]) -> flo
 def widths(p: np.ndarray) -> list[np.ndarray]:
     """Bins (a, b] as in Guo et al."""
     edges = np.arange(16) / 15
-    return [(p > a) & ((p <= b) if a else (p <= b)) | ((p == 0) if not a else False) for a, b in _pairs(edges)]
-
-
-def _pairs(edges: np.ndarray) -> list[tuple[float, float]]:
-    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+    return [(p > a if a else p >= 0) & (p <= b) for a, b in itertools.pairwise(edges.tolist())]
 
 
 def test_equal_width_against_torchmetrics():

@@ -1,5 +1,6 @@
 """All measures together: the same bits for any batch size, split and order; values that belong together."""
 
+import itertools
 import json
 import math
 
@@ -28,15 +29,14 @@ def test_batch_sizes_and_ranks_leave_no_trace(classes: int) -> None:
     labels[::17] = -100
     whole = measured(logits, labels, 1003, classwise=classes)
     expected, table = canonical(whole), whole.table()
-    for size in (1, 7, 64):
-        for ranks in (1, 2, 3):
-            if size == 1 and ranks == 2:
-                continue  # seconds for nothing new
-            parts = [measured(logits[:, r::ranks], labels[r::ranks], size, classwise=classes) for r in range(ranks)]
-            total = Measures.zeros(3, classwise=classes)
-            total.take(sum(part.table() for part in parts))
-            assert torch.equal(total.table(), table), (size, ranks)
-            assert canonical(total) == expected
+    for size, ranks in itertools.product((1, 7, 64), (1, 2, 3)):
+        if size == 1 and (ranks != 3 or classes != 10):
+            continue  # a thousand calls; once is enough
+        parts = [measured(logits[:, r::ranks], labels[r::ranks], size, classwise=classes) for r in range(ranks)]
+        total = Measures.zeros(3, classwise=classes)
+        total.take(sum(part.table() for part in parts))
+        assert torch.equal(total.table(), table), (size, ranks)
+    assert canonical(total) == expected
 
 
 def _reduced(rank: int, world: int, size: int) -> str:

@@ -28,7 +28,7 @@ def test_each_member_gets_its_own():
     scores = [*z, z.softmax(-1).mean(0).log(), z.mean(0)]
     assert fitted.values.tolist() == pytest.approx([best(each, labels) for each in scores], rel=1e-5)
     assert float(fitted.values[0]) > 2 and float(fitted.values[1]) < 0.5
-    assert fitted.samples == 400 and fitted.bounded == () and fitted.passes < 15
+    assert fitted.samples == 400 and fitted.undecided == () and fitted.passes < 15
 
 
 def test_pieces_and_ignored_samples_leave_no_trace():
@@ -88,12 +88,17 @@ def test_calibration_improves_what_was_held_out_and_leaves_accuracy():
     assert after["nll"] < before["nll"] and after["accuracy"] == before["accuracy"]
 
 
-def test_samples_without_a_best_temperature_end_at_a_bound():
+def test_samples_that_decide_no_temperature_are_told():
     logits = torch.eye(4)[None].repeat(2, 3, 1)
     right = fit_temperatures(lambda: [(logits, torch.arange(4).repeat(3))], heads=2)
-    assert right.bounded == (0, 1, 2, 3) and right.values.tolist() == pytest.approx([LEAST] * 4, rel=1e-2)
+    assert right.undecided == (0, 1, 2, 3) and (right.values < 0.1).all() and (right.values >= LEAST).all()
     wrong = fit_temperatures(lambda: [(logits, (torch.arange(4).repeat(3) + 1) % 4)], heads=2)
-    assert wrong.values.tolist() == pytest.approx([LARGEST] * 4, rel=1e-2)
+    assert wrong.undecided == (0, 1, 2, 3) and wrong.values.tolist() == pytest.approx([LARGEST] * 4, rel=1e-2)
+
+
+def test_one_class_needs_no_temperature():
+    fitted = fit_temperatures(lambda: [(torch.zeros(2, 5, 1), torch.zeros(5, dtype=torch.int64))], heads=2)
+    assert fitted.values.tolist() == [1.0] * 4 and fitted.undecided == (0, 1, 2, 3)
 
 
 def test_nothing_to_fit_is_told():
