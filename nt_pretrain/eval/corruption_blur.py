@@ -24,8 +24,11 @@ def gaussian_blur(x: Tensor, amount: tuple[float, ...], key: int) -> Tensor:
 
 
 def defocus_blur(x: Tensor, amount: tuple[float, ...], key: int) -> Tensor:
-    """Kernel of a disk of radius r: each pixel weighs the share of it that lies in the disk (on an 8 x 8 grid)."""
-    r = amount[0] * scale(x)
+    """Kernel of a disk of radius r: each pixel weighs the share of it that lies in the disk (on an 8 x 8 grid).
+
+    A disk of half a pixel or less, in a very small picture, changes nothing.
+    """
+    r = max(amount[0] * scale(x), 0.5)
     size = math.ceil(r)
     fine = (torch.arange((2 * size + 1) * SAMPLES, dtype=torch.float64) + 0.5) / SAMPLES - size - 0.5
     inside = (fine[:, None].square() + fine[None].square() <= r * r).double()

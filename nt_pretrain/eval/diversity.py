@@ -60,7 +60,7 @@ class DiversitySums:
     def add(self, piece: Predictions) -> None:
         """Add some samples."""
         device, heads = self.counts.device, piece.heads
-        p, logp = piece.p[:heads], piece.logp[:heads]
+        p = piece.p[:heads]
         choice = piece.logits.argmax(-1)
         wrong = (choice != piece.labels).long()
         self.counts += torch.tensor([len(piece.labels), piece.broken], device=device)

@@ -1,7 +1,5 @@
 """Corruptions: defined for any size, stronger with severity, decided by their counter, and what their formulas say."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -36,10 +34,10 @@ def test_severity_harms_more(name: str) -> None:
     changes = [np.mean([change(name, severity, sample) for sample in range(4)]) for severity in SEVERITIES]
     if name == "saturation":  # the first two take colour away, the others add some
         assert changes[0] < changes[1] and changes[2] < changes[3] < changes[4]
-    elif name == "pixelate":  # the squares of the picture meet the boxes now better, now worse
+    elif name in ("pixelate", "jpeg", "fog"):  # squares meet boxes now better, now worse; fog 3 and 4 differ in grain
         assert 0 < changes[0] < max(changes[3:])
     else:
-        assert changes == sorted(changes) and 0 < changes[0]
+        assert changes == sorted(changes) and changes[0] > 0
 
 
 @pytest.mark.parametrize("name", list(CORRUPTIONS))
@@ -76,7 +74,8 @@ def test_noise_has_the_moments_of_its_formula():
     assert float((impulses == 0).double().mean()) == pytest.approx(0.135, abs=0.004)
     assert float((impulses == 255).double().mean()) == pytest.approx(0.135, abs=0.004)
     shots = shot_noise(torch.full((3, 200, 200), x, dtype=torch.float64), (60.0,), 5) * 60
-    assert torch.equal(shots, shots.round()) and float(shots.mean()) == pytest.approx(60 * x, rel=0.003)
+    assert torch.allclose(shots, shots.round(), rtol=0, atol=1e-9)
+    assert float(shots.mean()) == pytest.approx(60 * x, rel=0.003)
     assert float(shots.var()) == pytest.approx(60 * x, rel=0.02)
 
 
@@ -103,10 +102,11 @@ def test_blurs_spread_a_point_by_their_kernel():
     spread = convolved(point, kernel)
     assert torch.allclose(spread[0, 110:115, 111:114], (kernel / kernel.sum()).flip(0, 1))
     line = motion_blur(point, (10.0, 30.0), 4)[0]
-    rows, columns = line.nonzero().unbind(1)
+    places = torch.arange(225, dtype=torch.float64) - 112
     assert float(line.sum()) == pytest.approx(1.0)
-    assert columns.min() == 102 - 1 and columns.max() == 122 + 1 or rows.max() - rows.min() <= 20
-    assert math.hypot(float(columns.double().std()), float(rows.double().std())) == pytest.approx(5.9, abs=0.6)
+    rows, columns = (float((line.sum(1 - axis) * places.square()).sum()) for axis in (0, 1))
+    # Evenly spread over 20 pixels, but for the weights (s = 30) and a bilinear pixel: the variance is near 20^2 / 12.
+    assert rows + columns == pytest.approx(20**2 / 12, rel=0.1) and rows <= columns, "at most 45 degrees"
 
 
 def test_light_follows_hsv():

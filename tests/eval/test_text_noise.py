@@ -1,5 +1,6 @@
 """Typing errors: by rate, by counter, and each of its kind."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -36,7 +37,7 @@ def test_everything_hit():
 
 def test_higher_rates_keep_the_errors_of_lower_ones():
     kept = [with_typing_errors(TEXT, "drop", rate, seed=1, sample=0) for rate in RATES]
-    for more, less in zip(kept, kept[1:], strict=False):
+    for more, less in itertools.pairwise(kept):
         remaining = iter(more)
         assert len(less) < len(more) and all(character in remaining for character in less)
 
