@@ -31,7 +31,7 @@ def change(name: str, severity: int, sample: int = 0) -> float:
 
 @pytest.mark.parametrize("name", list(CORRUPTIONS))
 def test_severity_harms_more(name: str) -> None:
-    changes = [np.mean([change(name, severity, sample) for sample in range(4)]) for severity in SEVERITIES]
+    changes = [np.mean([change(name, severity, sample) for sample in range(2)]) for severity in SEVERITIES]
     if name == "saturation":  # the first two take colour away, the others add some
         assert changes[0] < changes[1] and changes[2] < changes[3] < changes[4]
     elif name in ("pixelate", "jpeg", "fog"):  # squares meet boxes now better, now worse; fog 3 and 4 differ in grain

@@ -30,10 +30,8 @@ def test_batch_sizes_and_ranks_leave_no_trace(classes: int) -> None:
     whole = measured(logits, labels, 1003, classwise=classes)
     expected, table = canonical(whole), whole.table()
     for size, ranks in itertools.product((1, 7, 64), (1, 2, 3)):
-        if size == 1 and (ranks != 3 or classes != 10):
-            continue  # a thousand calls; once is enough
-        if size == 7 and ranks == 2:
-            continue
+        if (size == 1 and (ranks != 3 or classes != 10)) or (size == 7 and (ranks == 2 or classes != 37)):
+            continue  # many small calls cost seconds: each size and number of ranks has its turn
         parts = [measured(logits[:, r::ranks], labels[r::ranks], size, classwise=classes) for r in range(ranks)]
         total = Measures.zeros(3, classwise=classes)
         total.take(sum(part.table() for part in parts))
@@ -60,13 +58,13 @@ def test_real_ranks_agree_to_the_last_bit():
 
 
 def test_chunks_of_a_large_vocabulary_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels = made(96, 1031)
-    shaped = logits.view(3, 4, 24, 1031)
+    logits, labels = made(48, 1031)
+    shaped = logits.view(3, 4, 12, 1031)
     whole = Measures.zeros(3)
-    whole.add(shaped, labels.view(4, 24))
+    whole.add(shaped, labels.view(4, 12))
     before = logits.clone()
     monkeypatch.setattr("nt_pretrain.eval.members.CHUNK", 5 * 3 * 1031)
-    assert torch.equal(measured(logits, labels, 96).table(), whole.table())
+    assert torch.equal(measured(logits, labels, 48).table(), whole.table())
     assert torch.equal(logits, before), "the logits are the caller's"
     monkeypatch.setattr("nt_pretrain.eval.members.CHUNK", 1)
     assert torch.equal(measured(logits, labels, 10).table(), whole.table())
