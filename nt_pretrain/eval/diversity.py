@@ -66,11 +66,12 @@ class DiversitySums:
         self.counts += torch.tensor([len(piece.labels), piece.broken], device=device)
         self.wrong += (wrong[:, None] & wrong[None]).sum(-1).to(device)
         self.differ += (choice[:, None] != choice[None]).sum(-1).to(device)
-        entropy = torch.stack([_entropy(each) for each in p])
+        entropy = torch.stack([_entropy(p[head], piece.logp[head]) for head in range(heads)])
         pooled = p[0].clone()
         for each in p[1:]:
             pooled += each
-        spread = _entropy(pooled / heads)
+        pooled /= heads
+        spread = _entropy(pooled, pooled.log())
         for each in entropy:
             spread = spread - each / heads
         self.mutual_information = carried(self.mutual_information + fixed_sums(spread.clamp_min(0.0)).to(device))
@@ -82,7 +83,10 @@ class DiversitySums:
         centred = [_centred(each) for each in plain]
         ordered = list(itertools.permutations(range(heads), 2))
         above = list(itertools.combinations(range(heads), 2))
-        halves = [(_entropy((p[a] + p[b]) / 2.0) - (entropy[a] + entropy[b]) / 2.0).clamp_min(0.0) for a, b in above]
+        halves = []
+        for a, b in above:
+            both = (p[a] + p[b]) / 2.0
+            halves.append((_entropy(both, both.log()) - (entropy[a] + entropy[b]) / 2.0).clamp_min(0.0))
         for table, pairs, values in (
             (self.kl, ordered, [_kl(p[a], logp[a], logp[b]) for a, b in ordered]),
             (self.jensen_shannon, above, halves),
@@ -138,8 +142,8 @@ def _correlation(wrong: Tensor, pair: tuple[int, int], count: int) -> float:
     return (count * both - first * second) / math.sqrt(scale) if count and scale > 0 else math.nan
 
 
-def _entropy(p: Tensor) -> Tensor:
-    return -row_sum(torch.where(p > 0, p * p.log(), 0.0))
+def _entropy(p: Tensor, logp: Tensor) -> Tensor:
+    return -row_sum(torch.where(p > 0, p * logp, 0.0))
 
 
 def _kl(p: Tensor, logp: Tensor, logq: Tensor) -> Tensor:

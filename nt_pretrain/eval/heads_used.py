@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nt_pretrain.eval.classification import ranks_of
 from nt_pretrain.eval.exact import COLUMNS, carried, fixed_sums, mean_of
 from nt_pretrain.eval.members import Predictions, mean_probability
 
@@ -53,11 +52,15 @@ class HeadsUsedSums:
         """Add some samples."""
         device = self.counts.device
         self.counts += torch.tensor([len(piece.labels), piece.broken], device=device)
-        at, correct, losses = piece.labels[:, None], [], []
+        correct, losses = [], []
+        at = piece.labels[None, :, None].expand(piece.heads, -1, 1)
+        at_label = piece.logp[: piece.heads].gather(-1, at)[..., 0]
         for chosen in subsets(piece.heads):
-            logp = mean_probability(piece.logp[list(chosen)])
-            correct.append((ranks_of(logp, at) == 0).sum())
-            losses.append(-logp.gather(-1, at)[:, 0])
+            together = piece.p[chosen[0]].clone()
+            for head in chosen[1:]:
+                together += piece.p[head]
+            correct.append((together.argmax(-1) == piece.labels).sum())
+            losses.append(-mean_probability(at_label[list(chosen)]))
         self.correct += torch.stack(correct).to(device)
         self.nll = carried(self.nll + fixed_sums(torch.stack(losses)).to(device))
 
