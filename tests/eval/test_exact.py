@@ -40,9 +40,10 @@ def test_what_is_no_number_is_told(values: list[float], expected: float) -> None
     assert mean_of(fixed_sums(x), len(values)) == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("columns", [0, 1, 2, 3, 31, 1000, 32_001])
+@pytest.mark.parametrize("columns", [0, 1, 2, 3, 31, 1000, 300_001])
 def test_row_sums_do_not_depend_on_the_rows_beside(columns: int) -> None:
     x = torch.rand(9, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     whole = row_sum(x)
     assert whole == pytest.approx(x.sum(-1))
+    # Tensor.sum splits a single long row over threads, but not several.
     assert torch.equal(torch.cat([row_sum(row[None]) for row in x]), whole)
