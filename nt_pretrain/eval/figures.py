@@ -33,7 +33,7 @@ def draw_reliability(sums: ClassificationSums, target: Path) -> Path:
         colour = BLACK if name.startswith("ensemble") else COLOURS[index % len(COLOURS)]
         axis.plot([p for p, _, _ in points], [a for _, a, _ in points], "o-", color=colour, markersize=4, zorder=3)
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-        axis.set_title(f"{title_of(name)}: ECE {equal_width_error(sums.bins[index]):.4f}", fontsize=10)
+        axis.set_title(f"{title_of(name)}\nECE {equal_width_error(sums.bins[index]):.4f}", fontsize=10)
     return _save(figure, target)
 
 
@@ -64,8 +64,8 @@ def draw_pairs(matrix: Tensor, target: Path, *, title: str, expected: Tensor | N
     """
     heads = len(matrix)
     figure, (axis,) = _grid(1, width=1.8 + 0.75 * heads, height=1.4 + 0.7 * heads)
-    values = matrix.masked_fill(torch.eye(heads, dtype=torch.bool), float("nan"))
-    image = axis.imshow(values.numpy(), cmap="cividis", vmin=0.0)
+    values = matrix.masked_fill(torch.eye(heads, dtype=torch.bool, device=matrix.device), float("nan"))
+    image = axis.imshow(values.cpu().numpy(), cmap="cividis", vmin=0.0)
     largest = float(values.nan_to_num(0.0).max())
     for row in range(heads):
         for column in range(heads):
@@ -104,7 +104,7 @@ def title_of(name: str) -> str:
 
 
 def _grid(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    columns = min(count, 4)
+    columns = min(count, 5)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
