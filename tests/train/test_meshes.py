@@ -157,7 +157,7 @@ def update_once(rank: int, world: int, config: Config) -> str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", ["weights", pytest.param("blocks", marks=pytest.mark.long)])
 def test_equal_inputs_give_equal_topologies_on_every_mesh(unit: str) -> None:
     expected = run_ranks(update_once, 1, config_of(unit, {}, precision="fp32"))[0]
     for world, axes in MESHES.values():
