@@ -12,6 +12,7 @@ from rich.table import Table
 from nt_pretrain.config.load import difference
 from nt_pretrain.config.mesh import MeshSizes, mesh_sizes
 from nt_pretrain.config.schema import Config
+from nt_pretrain.data.sources import mixture_of
 from nt_pretrain.models.accounting import Accounts, account, attention_flops_per_token, flops_per_token, shapes_of
 from nt_pretrain.sparsity.budget import plan_budgets
 from nt_pretrain.sparsity.schedule import overall_density, update_count
@@ -174,6 +175,8 @@ def _work(plan: Plan, config: Config) -> Table:
         "steps": f"{plan.total_steps:,}, the first {plan.warmup_steps:,} of them warm-up",
         "tokens in all": f"{plan.total_tokens:,}",
     }
+    for first, shares in _mixture(config).items():
+        rows["sources" if first == 1 else f"sources from step {first:,}"] = shares
     if config.sparsity.density < 1.0:
         every = f", one every {config.sparsity.update_every:,} steps" if plan.topology_updates else ""
         rows["topology updates"] = f"{plan.topology_updates:,}{every}"
@@ -190,6 +193,17 @@ def _work(plan: Plan, config: Config) -> Table:
         table.add_row(f"  {name}", value)
     table.columns[1].justify = "left"
     return table
+
+
+def _mixture(config: Config) -> dict[int, str]:
+    """First step to the shares of the sources from there on, in words; empty for one source."""
+    if not config.data.sources:
+        return {}
+    mixture = mixture_of(config)
+    return {
+        first: ", ".join(f"{name} {count / 10:g} %" for name, count in zip(mixture.names, counts, strict=True) if count)
+        for first, counts in mixture.phases
+    }
 
 
 def _memory(plan: Plan) -> Table:

@@ -77,6 +77,18 @@ def test_a_density_schedule_is_shown() -> None:
     assert "0.999 to 0.5" in text
 
 
+def test_shares_of_a_mixture_are_shown() -> None:
+    data = {
+        "sources": {"web": "a", "books": "b"},
+        "weights": {"web": 2.0, "books": 1.0},
+        "curriculum": {50: {"web": 1.0}},
+    }
+    config = CONFIG.model_copy(update={"data": CONFIG.data.model_validate(data)})
+    words = [" ".join(line.split()) for line in render(make_plan(config, 2), config).splitlines()]
+    assert "sources books 33.3 %, web 66.7 %" in words
+    assert "sources from step 50 web 100 %" in words
+
+
 def test_readable_bytes() -> None:
     assert [readable_bytes(n) for n in (0, 999, 1000, 999_499, 999_600, 3_765_376_512, 10**15)] == [
         "0 B", "999 B", "1 kB", "999 kB", "1 MB", "3.77 GB", "1 PB",
