@@ -30,6 +30,8 @@ from nt_pretrain.data.text import Cursor
 
 TOLD = 10
 """Faults that are told with the error that ends a reader."""
+STARTUP_SECONDS = 60.0
+"""Silence allowed before a reader's first document: it loads modules, tokenizer and manifests, maybe over a network."""
 POLL_SECONDS = 2.0
 """How often a rank that waits looks whether its readers are alive."""
 _SIGN = 1 << 63
@@ -243,8 +245,10 @@ class Readers:
             reader, since = waiting
             waited = time.monotonic() - since
             # One that begins document after document, or whose shard is coming, is slow and not stalled.
-            silent = time.monotonic() - max(since, int(self._progress[reader, 3]) / 1e9)
-            if silent >= self._stall_seconds and not self._stalled:
+            heard = int(self._progress[reader, 3])
+            silent = time.monotonic() - max(since, heard / 1e9)
+            patience = self._stall_seconds if heard else max(self._stall_seconds, STARTUP_SECONDS)
+            if silent >= patience and not self._stalled:
                 self._stalled = self._words(self._culprit(reader), waited)
                 # All of them: it may be another one's part that is being fetched, and all are replaced anyway.
                 for process in self._parts._workers:

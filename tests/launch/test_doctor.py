@@ -64,6 +64,7 @@ def test_several_worlds_make_a_table(doctor: Doctor) -> None:
     assert "sent along shard" in rows and "tokens per day" in rows
 
 
+@pytest.mark.long
 def test_too_little_memory_is_told_with_what_helps(doctor: Doctor) -> None:
     huge = ["train.global_batch=16384", "train.micro_batch=16384"]
     done = doctor("configs/demo.yaml", "--world", "1", "--gpu", "a100-40g", *huge)

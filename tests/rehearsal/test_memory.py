@@ -95,7 +95,7 @@ MESHES: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("one", "shard") else [pytest.mark.long]) for name in MESHES],
+    [pytest.param(name, marks=[] if name == "shard" else [pytest.mark.long]) for name in MESHES],
 )
 def test_a_real_run_takes_what_was_rehearsed(name: str) -> None:
     """Within a tenth, as resident memory; or within the six megabytes that libraries keep where a phase is short."""

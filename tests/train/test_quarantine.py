@@ -109,6 +109,7 @@ def test_more_than_may_be_lost_stops_the_run_with_the_exit_code_of_data(
     assert {line["facts"]["shard"] for line in data_events(folder)} <= set(names)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_changed_data_goes_on_only_when_it_is_allowed(corpus: Corpus, shards: Path, tmp_path: Path) -> None:
     options, folder = [*corpus.overrides, *OPTIONS, f"data.path={shards}"], tmp_path / "run"
