@@ -30,14 +30,6 @@ def permutation(count: int, *key: object) -> np.ndarray:
         return np.argsort(_mixed(x), kind="stable")
 
 
-def digest_of(number: int) -> int:
-    """splitmix64 of a global document number, in [0, 2**64): what it adds to the digest of all that were read."""
-    x = (number + _GOLDEN) & MASK
-    x = ((x ^ (x >> 30)) * _FIRST) & MASK
-    x = ((x ^ (x >> 27)) * _SECOND) & MASK
-    return x ^ (x >> 31)
-
-
 def _mixed(x: np.ndarray) -> np.ndarray:
     """The splitmix64 finaliser (Steele, Lea, Flood, OOPSLA 2014) of uint64 values, in place."""
     x ^= x >> np.uint64(30)
@@ -100,7 +92,7 @@ class Order:
         return self.marked(epoch, lane, position)[:2]
 
     def marked(self, epoch: int, lane: int, position: int) -> tuple[int, int, int]:
-        """As :meth:`document`, with the mark of the document: :func:`digest_of` its place in the manifest's order."""
+        """As :meth:`document`, with the mark of the document: splitmix64 of its place in the manifest's order."""
         number, inside = divmod(position, self.window)
         window = self._windows.get(lane)
         if window is None or window.number != number or window.epoch != epoch:

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from nt_pretrain.data.position import Cursors, Position, merge
 from nt_pretrain.data.preparation.prepare_text import Recipe, prepare_text
 from nt_pretrain.data.readers import parts_of
 from nt_pretrain.data.shards import Shard, index_path, write_shard
-from nt_pretrain.data.sources import Sources
+from nt_pretrain.data.sources import Sources, mixture_of
 from nt_pretrain.data.text import PADDING, Cursor
 from nt_pretrain.data.tokenizer import load_tokenizer
 from tests.data.conftest import Gallery, Sea, texts, write_rows
@@ -162,8 +163,6 @@ def test_a_mixture_reads_each_source_as_often_as_its_weight_and_in_its_own_order
     sources = Sources.open(config, "train")
     place = [iter_documents(sources, config, number) for number in range(2)]
     rows = torch.cat([batch.tokens for batch in batches]).view(125, 4, 2, -1)
-    from nt_pretrain.data.sources import mixture_of
-
     mixture = mixture_of(config)
     for step in range(1, 126):
         for lane in range(4):
@@ -175,11 +174,11 @@ def test_a_mixture_reads_each_source_as_often_as_its_weight_and_in_its_own_order
                 assert row[: len(kept)].tolist() == kept.tolist()
 
 
-def iter_documents(sources: Sources, config: Config, number: int) -> list:  # type: ignore[type-arg]
+def iter_documents(sources: Sources, config: Config, number: int) -> list[Iterator[np.ndarray]]:
     """Of each lane of a source: its documents' tokens in order, epoch after epoch."""
     split, order = sources.splits[number], sources.orders(config)[number]
 
-    def of_lane(lane: int):  # type: ignore[no-untyped-def]
+    def of_lane(lane: int) -> Iterator[np.ndarray]:
         epoch = 0
         while True:
             for position in range(order.lane_documents(lane)):

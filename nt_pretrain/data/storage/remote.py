@@ -227,7 +227,7 @@ class Remote:
         if len(content) < wanted:
             try:
                 size = _facts(self._call("info", name, 0)).size
-            except Exception:
+            except Exception:  # whatever it is: the answer that was too short is the error, and is tried again
                 size = None
             if size is not None and size < stop:
                 raise BadInput(
