@@ -39,11 +39,13 @@ def work_through(tasks: Sequence[Task], workers: int, advance: Advance) -> None:
         for task in tasks:
             task(advance)
         return
-    with _processes(count) as (pool, done):
+    with _interrupt_noted() as interrupted, _processes(count) as (pool, done):
         waiting: set[Future[None]] = {pool.submit(_work, task) for task in tasks}
         told = 0
         try:
             while waiting:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 ended, waiting = wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
                 for future in ended:
                     future.result()
@@ -55,6 +57,26 @@ def work_through(tasks: Sequence[Task], workers: int, advance: Advance) -> None:
                 "a process was killed, probably by the system for want of memory. What is finished is kept; run the "
                 "command again with fewer --workers"
             ) from None
+
+
+@contextmanager
+def _interrupt_noted() -> Iterator[threading.Event]:
+    """Ctrl-C only sets the event that is yielded.
+
+    Python raises KeyboardInterrupt wherever it happens to be. Inside ``wait`` that is amid taking the locks of all
+    futures, those taken are never given back, and the pool cannot end.
+    """
+    noted = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    # Left alone where the command runs in the background of a script, which ignores Ctrl-C, and off the main thread.
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: noted.set())
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.preparation import processes
 from nt_pretrain.data.preparation.processes import Advance, work_through
 
 
@@ -55,6 +57,20 @@ def test_ctrl_c_ends_the_others() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         work_through([work_for_ever, work_for_ever], 2, interrupt)
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_amid_the_waiting_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Always looking at all tasks: the moment at which Python's own KeyboardInterrupt would leave locks behind.
+    monkeypatch.setattr(processes, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    before = signal.getsignal(signal.SIGINT)
+    for _ in range(3):
+        later = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        later.start()
+        with pytest.raises(KeyboardInterrupt):
+            work_through([work_for_ever] * 2000, 2, lambda _: None)
+        later.join()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.timeout(60)
