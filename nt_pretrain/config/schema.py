@@ -275,6 +275,14 @@ class EvalSection(Section):
         512, description="Validation sequences, or pictures; always the same ones. 0: all there are."
     )
     micro_batch: Positive = Field(8, description="Sequences or pictures per rank and validation forward pass.")
+    calibration_sequences: NonNegative = Field(
+        0,
+        description="Text: validation sequences, the first ones, of which calibration and diversity are measured too, "
+        "which takes some ms for each token on a CPU; 0: none. Of pictures they always are.",
+    )
+    figures: bool = Field(
+        True, description="Draw reliability and disagreement where they are measured (needs matplotlib)."
+    )
     ensemble: Literal["probability", "logit"] = Field(
         "probability", description="Prediction of the ensemble that is headlined: mean of probabilities or of logits."
     )

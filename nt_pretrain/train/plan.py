@@ -23,8 +23,7 @@ from nt_pretrain.models.accounting import (
 )
 from nt_pretrain.models.network import block_count, vision_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
-from nt_pretrain.sparsity.budget import LayerBudget
-from nt_pretrain.sparsity.budget import plan_budgets
+from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.schedule import overall_density, update_count
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
