@@ -32,7 +32,7 @@ BLOCKS: dict[Family, list[BlockShape]] = {
     "wide_resnet28_10": block_shapes((4, 4, 4), (160, 320, 640), before=16, expansion=1),
 }
 """The residual blocks of each family, first to last. resnet20 is that of He et al. 2015, section 4.2, for small
-pictures; where its blocks change shape it has 1x1 convolutions beside them, as the others have (the paper's own: zeros).
+pictures; where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
 """
 
 
