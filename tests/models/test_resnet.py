@@ -197,7 +197,7 @@ def test_only_the_heads_asked_for_are_built() -> None:
         (dict(blocks_in_head=17), "17 of the 16 blocks of resnet50; a head owns 0 .* to 16"),
         (dict(blocks_in_head=-1), "-1 of the 16 blocks"),
         (dict(heads=0), "model.heads: 0 must be at least 1"),
-        (dict(label_smoothing=1.0), "model.label_smoothing: 1.0 must be"),
+        (dict(label_smoothing=1.0), "train.label_smoothing: 1.0 must be"),
         (dict(family="resnet20", small_stem=True), "model.small_stem: has no effect on resnet20"),
         (dict(family="wide_resnet28_10", small_stem=True), "model.small_stem: has no effect"),
         (dict(family="wide_resnet28_10", zero_last_norm=True), "model.zero_last_norm: has no effect"),
