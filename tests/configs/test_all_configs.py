@@ -13,7 +13,7 @@ from nt_pretrain.train.plan import make_plan, render
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
-WORLD_SIZES = {"quality": (1,), "wrn28_cifar": (1,), "llama1b": (8, 64), "llama7b": (64, 128), "llama350m": (1, 8, 32)}
+WORLD_SIZES = {"quality": (1,), "wrn28_cifar": (1,), "images_small": (1, 2), "llama1b": (8, 64), "llama7b": (64, 128), "llama350m": (1, 8, 32)}
 SMALL_WORLDS = (1, 2, 4)
 
 
@@ -101,7 +101,9 @@ def test_the_recipe_of_the_paper_for_pictures() -> None:
     imagenet, cifar = make_plan(load("resnet50_imagenet"), 4), make_plan(load("wrn28_cifar"), 1)
     assert (imagenet.total_steps, imagenet.topology_updates) == (1_000_800, 1_000)
     assert (cifar.total_steps, cifar.topology_updates) == (175_500, 175)
-    # The authors' last updates: at step 1,000,000 of 1,000,800, and 175,000 of 175,500.
+    # Multiply-adds of the active weights, once forward and twice backward.
+    assert imagenet.flops_per_sample_active == pytest.approx(6 * 4.290e9, rel=1e-3)
+    assert cifar.flops_per_sample_active == pytest.approx(6 * 3.582e9, rel=1e-3)
     assert imagenet.total_steps == 200 * (1_281_167 // 256) and cifar.total_steps == 450 * (50_000 // 128)
 
 
