@@ -42,7 +42,7 @@ class ModelSection(Section):
     Of the options after ``blocks_in_head`` those of the other family may not be given.
     """
 
-    family: Literal["llama", "resnet18", "resnet34", "resnet50", "wide_resnet28_10"] = Field(
+    family: Literal["llama", "resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"] = Field(
         "llama", description="The network: llama reads text; the others pictures."
     )
     heads: Positive = Field(1, description="M, the heads of the ensemble. 1 is an ordinary single model.")
