@@ -21,18 +21,21 @@ class Optimizer:
     AdamW keeps two moments of every weight, SGD one: torch's momentum buffer, b = momentum b + gradient + weight_decay
     w, of which w - lr b is the step, or w - lr (gradient + weight_decay w + momentum b) with Nesterov's look ahead.
 
+    Args:
+        exact: no bit may depend on where shards are cut (``parallel.deterministic_reduce``).
+
     Attributes:
         shards: the local tensors by name; they share storage with ``parameters``.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], optim: OptimSection) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter], optim: OptimSection, *, exact: bool = False) -> None:
         self.parameters = parameters
         self.shards = {name: nn.Parameter(local(p.detach()), requires_grad=True) for name, p in parameters.items()}
         self._steps = 0
         decayed = [shard for name, shard in self.shards.items() if parameters[name].ndim >= 2]
         plain = [shard for name, shard in self.shards.items() if parameters[name].ndim < 2]
         groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._torch = _adamw(groups, optim) if optim.algorithm == "adamw" else _sgd(groups, optim)
+        self._torch = _adamw(groups, optim, exact) if optim.algorithm == "adamw" else _sgd(groups, optim)
 
     def first_moment(self, name: str) -> Tensor:
         """AdamW's first moment, or the momentum of SGD."""
@@ -76,8 +79,10 @@ class Optimizer:
                 state["step"].fill_(float(steps))
 
 
-def _adamw(groups: list[dict], optim: OptimSection) -> torch.optim.AdamW:
-    adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+def _adamw(groups: list[dict], optim: OptimSection, exact: bool) -> torch.optim.AdamW:
+    """On a CPU torch's fused kernel rounds the last few elements of a tensor in another way than the others."""
+    fused = _on_gpu(groups) or not exact
+    adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused)
     for shard in _shards(groups):
         adamw.state[shard] = {
             "step": torch.zeros((), dtype=torch.float32, device=shard.device),
@@ -90,15 +95,18 @@ def _adamw(groups: list[dict], optim: OptimSection) -> torch.optim.AdamW:
 def _sgd(groups: list[dict], optim: OptimSection) -> torch.optim.SGD:
     """A momentum of zero is the same start as torch's own, which takes the first gradient for it.
 
-    On a CPU torch's fused kernel rounds the last few elements of a tensor in another way than the others, so that the
-    bits would depend on where shards are cut, and in bf16 it is wrong (2.13); the plain one costs 3.7 instead of 0.8 ns
-    a weight.
+    On a CPU torch's fused kernel is as AdamW's about the last few elements, and wrong in bf16 (torch 2.13); the plain
+    one costs 3.7 instead of 0.8 ns a weight.
     """
-    fused = all(shard.is_cuda for shard in _shards(groups))
+    fused = _on_gpu(groups)
     sgd = torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
     for shard in _shards(groups):
         sgd.state[shard] = {"momentum_buffer": torch.zeros_like(shard, requires_grad=False)}
     return sgd
+
+
+def _on_gpu(groups: list[dict]) -> bool:
+    return all(shard.is_cuda for shard in _shards(groups))
 
 
 def _shards(groups: list[dict]) -> list[Tensor]:

@@ -127,7 +127,7 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     """Initial weights, first topology, empty optimizer: a function of the configuration, not of the ranks."""
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
-    optimizer = Optimizer(parameters, config.optim)
+    optimizer = Optimizer(parameters, config.optim, exact=config.parallel.deterministic_reduce)
     budgets = budgets_at(config, shapes_of(config.model), 0)
     layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
     state = TrainState(model, parameters, optimizer, layers, budgets)

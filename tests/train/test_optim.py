@@ -1,4 +1,5 @@
-"""SGD against torch's own on one process, at every number of ranks, with moving topologies, and across a kill."""
+"""AdamW and SGD on shards: SGD against torch's own on one process, both on two ranks, with moving topologies,
+and across a kill."""
 
 from __future__ import annotations
 
@@ -91,8 +92,9 @@ def train_all(rank: int, world: int, configs: list[Config]) -> list[Trace]:
 
 @pytest.mark.timeout(200)
 def test_two_ranks_are_one_rank_bit_for_bit() -> None:
-    rules = [{}, {"grow": "momentum", "grown_moments": "warm"}]
+    rules: list[dict[str, Any]] = [{}, {"grow": "momentum", "grown_moments": "warm"}]
     configs = [sgd(sparsity=rule, optim={"clip": 0.3}, train={"ema_decay": 0.8}) for rule in rules]
+    configs.append(tiny(model=ODD))  # AdamW
     (alone,) = run_ranks(train_all, 1, configs)
     assert all(len(set(trace.digests)) == 4 for trace in alone), "three topology updates"
     for traces in run_ranks(train_all, 2, configs):
