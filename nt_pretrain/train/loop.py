@@ -76,6 +76,8 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
         if not math.isfinite(norm):
             raise DivergedError(f"step {step}: gradient norm {norm}, losses of the heads {losses.per_head}")
+        if state.average is not None:
+            state.average.update()
         state.step, state.targets = step, state.targets + losses.targets
         meter.step(losses.targets)
         if step % config.observe.log_every_steps == 0 or step == config.total_steps:

@@ -20,6 +20,7 @@ from nt_pretrain.eval.validate import unigram_loss, validate
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.train.ema import swapped
 from nt_pretrain.train.state import TrainState
 from nt_pretrain.train.together import on_all
 
@@ -42,26 +43,35 @@ class Validation:
             self._unigram = unigram_loss(counts, text_batches(config, ranks), ranks)
 
     def measure(self) -> Validated:
-        """Collective.
+        """Of the weights; and of their moving average, if there is one, as ``validation_ema/...``. Collective.
 
         Raises:
             DataError: on all ranks, if the validation set cannot be read.
         """
+        values, measures = self._measured()
+        found = Validated(values, self._figures(measures) if measures is not None else {})
+        if self._state.average is not None:
+            with swapped(self._state):
+                averaged, _ = self._measured()
+            found.values.update({key.replace("/", "_ema/", 1): value for key, value in averaged.items()})
+        return found
+
+    def _measured(self) -> tuple[dict[str, float], Measures | None]:
+        """Of the weights as they are: readings, and all measures where they are taken."""
         config, ranks, model = self._config, self._ranks, self._state.model
         if config.model.sees_pictures:
-            # Classes beyond some thousands would make the sums large, and their errors say little.
+            # With some thousands of classes the sums would be large, and say little.
             classwise = config.model.classes if config.model.classes <= 1000 else 0
             measures = gather_measures(model, config, picture_batches(config, ranks), ranks, classwise=classwise)
-            return Validated(readings_of(measures, with_losses=True), self._figures(measures))
+            return readings_of(measures, with_losses=True), measures
         values = validate(model, config, text_batches(config, ranks), ranks)
         if self._unigram is not None:
             values["validation/unigram_perplexity"] = math.exp(self._unigram)
         if not config.eval.calibration_sequences:
-            return Validated(values, {})
+            return values, None
         first = config.eval.model_copy(update={"sequences": config.eval.calibration_sequences})
-        some = text_batches(config.model_copy(update={"eval": first}), ranks)
-        measures = gather_measures(model, config, some, ranks)
-        return Validated(readings_of(measures, with_losses=False) | values, self._figures(measures))
+        measures = gather_measures(model, config, text_batches(config.model_copy(update={"eval": first}), ranks), ranks)
+        return readings_of(measures, with_losses=False) | values, measures
 
     def _figures(self, measures: Measures) -> dict[str, Path]:
         """Drawn on rank 0 into the run directory, the newest only; TensorBoard keeps them all."""

@@ -31,6 +31,7 @@ from nt_pretrain.config.schema import Config
         ),
         ("data.curriculum.100.books", "a number >= 0"),
         ("optim.betas", "a list of 2, each a number >= 0 and <= 1 (default [0.9, 0.95])"),
+        ("optim.milestones", "a list, each a number > 0 and < 1 (default [0.3333, 0.6667, 0.8889])"),
         ("data.path", "text (default data/text)"),
     ],
 )
