@@ -20,6 +20,31 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
     Raises:
         CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
     """
+    refuse_other_model(found, wanted)
+    load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
+    try:
+        state.restore(found.state)
+        position = Position.from_json(found.state["position"])
+        saved_digest = found.state["topology_digest"]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{found.path} was written by another version of this program: its state lacks {error}. Start a new run "
+            "with another run.name, or go on with that version"
+        ) from None
+    if config.sparsity.grown_moments != "warm":
+        state.forget_inactive_moments()
+    digest = state.digest(ranks)
+    if digest != saved_digest:
+        raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
+    return position
+
+
+def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
+    """Compare what a checkpoint says of itself with ``wanted``, the identity of the run that would read it.
+
+    Raises:
+        CheckpointError: it is another model's or tokenizer's; with every difference.
+    """
     if not all(isinstance(found.identity.get(key), type(value)) for key, value in wanted.items()):
         raise CheckpointError(
             f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "
@@ -40,22 +65,6 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
             f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
             "Set these back, or start a new run with another run.name."
         )
-    load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
-    try:
-        state.restore(found.state)
-        position = Position.from_json(found.state["position"])
-        saved_digest = found.state["topology_digest"]
-    except KeyError as error:
-        raise CheckpointError(
-            f"{found.path} was written by another version of this program: its state lacks {error}. Start a new run "
-            "with another run.name, or go on with that version"
-        ) from None
-    if config.sparsity.grown_moments != "warm":
-        state.forget_inactive_moments()
-    digest = state.digest(ranks)
-    if digest != saved_digest:
-        raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
-    return position
 
 
 def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: Config) -> str:
