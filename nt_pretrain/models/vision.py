@@ -50,7 +50,7 @@ class VisionModel:
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
 
     Raises:
-        ValueError: a value that no network can have, with those that it can.
+        ValueError: values that no network can have, with those that it can; a line for each.
     """
 
     family: Family = "resnet50"
@@ -65,20 +65,23 @@ class VisionModel:
     def __post_init__(self) -> None:
         if self.family not in BLOCKS:
             raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(BLOCKS)}")
+        wrong = []
         for name, value in (("classes", self.classes), ("heads", self.heads)):
             if value < 1:
-                raise ValueError(f"model.{name}: {value} must be at least 1")
+                wrong.append(f"model.{name}: {value} must be at least 1")
         if not 0 <= self.blocks_in_head <= len(self.blocks):
-            raise ValueError(
+            wrong.append(
                 f"model.blocks_in_head: {self.blocks_in_head} of the {len(self.blocks)} blocks of {self.family}; a "
                 f"head owns 0 (only its classifier) to {len(self.blocks)} (a deep ensemble)"
             )
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"model.label_smoothing: {self.label_smoothing} must be at least 0 and below 1")
+            wrong.append(f"train.label_smoothing: {self.label_smoothing} must be at least 0 and below 1")
         if self.is_wide and self.small_stem:
-            raise ValueError(f"model.small_stem: has no effect on {self.family}, whose stem is always small; leave out")
+            wrong.append(f"model.small_stem: has no effect on {self.family}, whose stem is always small; leave out")
         if self.is_wide and self.zero_last_norm:
-            raise ValueError(f"model.zero_last_norm: has no effect on {self.family}, whose blocks end without a norm")
+            wrong.append(f"model.zero_last_norm: has no effect on {self.family}, whose blocks end without a norm")
+        if wrong:
+            raise ValueError("\n".join(wrong))
 
     @property
     def blocks(self) -> list[BlockShape]:

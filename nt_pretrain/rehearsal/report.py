@@ -70,7 +70,7 @@ def growth(found: list[tuple[Rehearsal, Forecast]], machine: Machine) -> str:
         {
             "ranks": f"{rehearsal.plan.sizes.world:,}",
             "mesh": _mesh(rehearsal.plan.sizes),
-            "sequences per step": f"{rehearsal.plan.sequences_per_step:,}",
+            "sequences per step": f"{rehearsal.plan.sequences_per_rank * rehearsal.plan.sizes.data:,}",
             "micro-batches": f"{rehearsal.plan.accumulation}",
             "weights, moments, topology": readable_bytes(
                 rehearsal.memory.weights + rehearsal.memory.moments + rehearsal.memory.topology

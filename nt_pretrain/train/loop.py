@@ -12,6 +12,7 @@ from nt_pretrain.data.loader import Batch, TrainLoader
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.observe.meters import Meter
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
@@ -66,7 +67,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         with meter.waiting():
             batch = parts.quarantine.next_batch(batches, step)
         watchdog.at(step, "computing gradients")
-        losses = accumulate_gradients(parts.state.model, config, batch.tokens, batch.documents, ranks)
+        losses = accumulate_gradients(state.model, config, inputs_of(batch, config, ranks), ranks)
         if is_update_step(config, step):
             watchdog.at(step, "updating topologies")
             observer.topology_changed(step, *_update_topology(parts, step))
@@ -74,7 +75,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
         if not math.isfinite(norm):
             raise DivergedError(f"step {step}: gradient norm {norm}, losses of the heads {losses.per_head}")
-        state.step, state.tokens = step, state.tokens + losses.targets
+        state.step, state.targets = step, state.targets + losses.targets
         meter.step(losses.targets)
         if step % config.observe.log_every_steps == 0 or step == config.total_steps:
             values = readings.of_step(losses, head_loss=config.train.head_loss, grad_norm=norm, lr=lr)
@@ -102,6 +103,13 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
             tighten_timeout(ranks, config.parallel.timeout_seconds)
             watchdog.allow(config.parallel.timeout_seconds)
     return ExitCode.FINISHED
+
+
+def inputs_of(batch: Batch, config: Config, ranks: Ranks) -> Inputs:
+    """What this rank's samples are as inputs and targets, on its device."""
+    # Sent as they came: token numbers are half as wide, and from pinned memory the copy runs beside the computation.
+    first, second = (array.to(ranks.device, non_blocking=True) for array in batch.arrays)
+    return (Inputs.of_pictures if config.model.sees_pictures else Inputs.of_text)(first, second)
 
 
 def _update_topology(parts: Parts, step: int) -> tuple[dict[str, float], str]:

@@ -75,7 +75,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     requests.listen()
     with _failure_in_status(config, ranks, rundir):
         state = fresh_state(config, ranks)
-        saved_as = identity(config, on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256)
+        saved_as = identity(config, on_all(ranks, lambda: _tokenizer_hash(config)))
         clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
         found = newest_valid(rundir.checkpoints, group=ranks.control)
         position = resume(state, found, config, saved_as, ranks) if found else None
@@ -185,13 +185,19 @@ def _console(config: Config, ranks: Ranks) -> Console:
         total_steps=config.total_steps,
         world=ranks.world,
         device="gpu" if ranks.device.type == "cuda" else "rank",
+        samples=config.model.samples,
         memory_total=memory_total_bytes(ranks.device),
     )
 
 
+def _tokenizer_hash(config: Config) -> str:
+    """sha256 of the tokenizer; empty for pictures."""
+    return "" if config.model.sees_pictures else load_tokenizer(config.data.tokenizer).sha256
+
+
 def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoader:
-    """Raises DataError if the data is not there, does not fit the position, or is none of text."""
-    Sources.of_text(config, "train")
+    """Raises DataError if the data is not there, does not fit the position, or is not of the model's kind."""
+    Sources.of_model(config, "train")
     return TrainLoader(
         config,
         rank=ranks.data_rank,
@@ -207,9 +213,10 @@ def _meter(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Meter
         device=ranks.device,
         world=ranks.world,
         remaining_steps=config.total_steps - state.step,
-        flops_per_token=plan.flops_per_token_dense,
+        samples=plan.samples,
+        flops_per_sample=plan.flops_per_sample_dense,
         peak=config.observe.peak_tflops,
-        tokens_before=state.tokens,
+        samples_before=state.targets,
         hours_before=state.seconds / 3600,
     )
 
@@ -222,27 +229,3 @@ def _observer(
         recorder = Recorder(rundir, start_step=state.step, tensorboard=config.observe.tensorboard)
     density = readings.of_topology(state.budgets) if state.budgets else {}
     return Observer(rundir, console, recorder, meter, total_steps=config.total_steps, density=density)
-
-
-class Validation:
-    """The validation of this run: fixed sequences, and the unigram level they are held against."""
-
-    def __init__(self, config: Config, state: TrainState, ranks: Ranks) -> None:
-        self._config, self._state, self._ranks = config, state, ranks
-        self._unigram: float | None = None
-        if config.eval.unigram_tokens:
-            counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
-            self._unigram = unigram_loss(counts, self._batches(), ranks)
-
-    def measure(self) -> dict[str, float]:
-        """Readings named in docs/RUNDIR.md. Collective."""
-        values = validate(self._state.model, self._config, self._batches(), self._ranks)
-        if self._unigram is not None:
-            values["validation/unigram_perplexity"] = math.exp(self._unigram)
-        return values
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        config, ranks = self._config, self._ranks
-        batches = on_all(ranks, lambda: list(validation_batches(config, rank=ranks.data_rank, world=ranks.sizes.data)))
-        for tokens, documents in batches:
-            yield split_targets(tokens, documents)

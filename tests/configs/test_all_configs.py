@@ -80,4 +80,4 @@ def test_the_baselines_of_130m_differ_in_nothing_else() -> None:
 def test_the_recipe_of_the_paper() -> None:
     plan = make_plan(load("llama350m"), 8)
     assert (plan.total_steps, plan.warmup_steps, plan.topology_updates) == (11_111, 1_111, 222)
-    assert plan.tokens_per_step == 131_072
+    assert plan.samples_per_step == 131_072

@@ -53,12 +53,12 @@ def test_each_reading_covers_its_own_steps() -> None:
 
 def test_earlier_processes_count() -> None:
     clock = Clock()
-    meter = Meter(device=CPU, world=1, remaining_steps=10, tokens_before=5000, hours_before=1.5, clock=clock)
+    meter = Meter(device=CPU, world=1, remaining_steps=10, samples_before=5000, hours_before=1.5, clock=clock)
     clock.now += 3600.0
     meter.step(tokens=100)
     values = meter.read()
     assert (values["tokens/total"], values["time/hours"]) == (5100, pytest.approx(2.5))
-    assert (meter.tokens_total, meter.hours) == (5100, pytest.approx(2.5))
+    assert (meter.samples_total, meter.hours) == (5100, pytest.approx(2.5))
 
 
 def test_time_left_leaves_out_the_first_step_and_counts_pauses() -> None:
@@ -76,7 +76,7 @@ def test_time_left_leaves_out_the_first_step_and_counts_pauses() -> None:
 
 def test_mfu_with_a_given_peak() -> None:
     clock = Clock()
-    meter = Meter(device=CPU, world=4, remaining_steps=1, flops_per_token=6e9, peak=100.0, clock=clock)
+    meter = Meter(device=CPU, world=4, remaining_steps=1, flops_per_sample=6e9, peak=100.0, clock=clock)
     clock.now += 2.0
     meter.step(tokens=40_000)
     # 6e9 * 20,000 tokens/s = 1.2e14 of 4 * 1e14
