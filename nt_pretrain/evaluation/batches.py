@@ -1,4 +1,4 @@
-"""The batches of an evaluation: validation sequences or pictures, read together on all ranks."""
+"""The set that an evaluation measures on, opened: what it holds, and its batches on these ranks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.sources import Sources
-from nt_pretrain.data.validation import validation_batches
-from nt_pretrain.eval.gather import Batch
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.train.step import split_targets
 from nt_pretrain.train.together import on_all
+from nt_pretrain.train.validation import picture_batches, text_batches
 
 CLASSWISE = 1000
 """Most classes for which each class's own calibration is measured."""
@@ -27,7 +26,7 @@ class ValidationSet:
         locations: of the corpora.
         fingerprints: of what they hold.
         rounds: batches of each rank.
-        read: opens the batches anew.
+        read: opens the batches anew; reading them is collective.
     """
 
     units: str
@@ -36,7 +35,7 @@ class ValidationSet:
     locations: list[str]
     fingerprints: list[str]
     rounds: int
-    read: Callable[[], Iterator[Batch]]
+    read: Callable[[], Iterator[Inputs]]
 
     @property
     def classwise(self) -> int:
@@ -44,27 +43,29 @@ class ValidationSet:
         return self.classes if self.units == "pictures" and self.classes <= CLASSWISE else 0
 
 
-def validation_set(config: Config, ranks: Ranks) -> ValidationSet:
-    """The validation split that ``config`` names, opened. Collective.
+def validation_set(config: Config, ranks: Ranks, *, foreign: bool = False) -> ValidationSet:
+    """The validation split that ``config`` names. Collective.
+
+    Args:
+        foreign: labels are not looked at, so that pictures may be of other classes.
 
     Raises:
         DataError: on all ranks, when it cannot be read or does not fit the model.
     """
-    sources = on_all(ranks, lambda: Sources.of_text(config, "validation"))
+    opened = Sources.open if foreign else Sources.of_model
+    sources = on_all(ranks, lambda: opened(config, "validation"))
     locations = [split.location for split in sources.splits]
     fingerprints = [split.manifest.fingerprint for split in sources.splits]
-    batches = on_all(ranks, lambda: list(_text(config, ranks)))
+    if sources.are_pictures:
+        total = sum(sources.documents.values())
+        total = min(total, config.eval.sequences) if config.eval.sequences else total
+        rounds = -(-total // (ranks.sizes.data * config.eval.micro_batch))
+        return ValidationSet(
+            "pictures", config.model.classes, 1, locations, fingerprints, rounds,
+            lambda: picture_batches(config, ranks),
+        )  # fmt: skip
+    sequences = list(text_batches(config, ranks))
     return ValidationSet(
-        units="targets",
-        classes=config.model.vocab_size,
-        labels_per_sample=config.data.sequence_length,
-        locations=locations,
-        fingerprints=fingerprints,
-        rounds=len(batches),
-        read=lambda: iter(batches),
-    )
-
-
-def _text(config: Config, ranks: Ranks) -> Iterator[Batch]:
-    for tokens, documents in validation_batches(config, rank=ranks.data_rank, world=ranks.sizes.data):
-        yield split_targets(tokens, documents)
+        "targets", config.model.vocab_size, config.data.sequence_length, locations, fingerprints, len(sequences),
+        lambda: iter(sequences),
+    )  # fmt: skip

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import bits31, key_of
-from nt_pretrain.eval.gather import Batch, said, summed_over_ranks
+from nt_pretrain.eval.gather import said, summed_over_ranks
 from nt_pretrain.eval.temperature import Temperatures, fit_temperatures
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
 
 MOST = 10_000
@@ -54,7 +55,7 @@ def held_out(share: float, total: int, *, labels: int, heads: int, classes: int)
 def fit(
     model: MultiHead,
     config: Config,
-    batches: Iterable[Batch],
+    batches: Iterable[Inputs],
     held: Held,
     ranks: Ranks,
     progress: Callable[[int], None],
@@ -72,7 +73,7 @@ def fit(
     return fit_temperatures(lambda: kept, config.model.heads, lambda table: summed_over_ranks(table, ranks))
 
 
-def _only(batches: Iterable[Batch], held: Held, ranks: Ranks, progress: Callable[[int], None]) -> Iterator[Batch]:
+def _only(batches: Iterable[Inputs], held: Held, ranks: Ranks, progress: Callable[[int], None]) -> Iterator[Inputs]:
     """The batches with no labels but those of samples ``held``."""
     for number, (inputs, targets, documents) in enumerate(batches):
         size = len(targets)
@@ -80,5 +81,5 @@ def _only(batches: Iterable[Batch], held: Held, ranks: Ranks, progress: Callable
         if held.chosen[first : first + ranks.sizes.data * size].any():
             first += ranks.data_rank * size
             mine = held.chosen[first : first + size].view(-1, *[1] * (targets.ndim - 1))
-            yield inputs, targets.masked_fill(~mine, IGNORED), documents
+            yield Inputs(inputs, targets.masked_fill(~mine, IGNORED), documents)
         progress(number + 1)

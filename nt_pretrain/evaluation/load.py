@@ -14,6 +14,7 @@ from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.evaluation.target import Target
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import held_part, like_parameter, sharded_model
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
@@ -49,7 +50,8 @@ def load(target: Target, config: Config, ranks: Ranks) -> Loaded:
         DataError: the tokenizer cannot be read.
     """
     found = _found(target, ranks)
-    tokenizer = on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256
+    pictures = config.model.sees_pictures
+    tokenizer = "" if pictures else on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256
     refuse_other_model(found, identity(config, tokenizer))
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
@@ -91,4 +93,4 @@ def _wanted(model: MultiHead, layers: list[SparseLayer]) -> dict[str, Tensor]:
         tensors[f"active.{layer.name}"] = (
             flags if layer.is_replicated else like_parameter(flags, parameters[layer.name])
         )  # fmt: skip
-    return tensors
+    return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(model).items()}

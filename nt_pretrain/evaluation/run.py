@@ -52,7 +52,9 @@ def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Ca
     """
     loaded = load(target, config, ranks)
     data = validation_set(config, ranks)
-    foreign = None if options.foreign is None else validation_set(of_other_data(config, options.foreign), ranks)
+    foreign = None
+    if options.foreign is not None:
+        foreign = validation_set(of_other_data(config, options.foreign), ranks, foreign=True)
     with shown_progress() if ranks.rank == 0 else contextlib.nullcontext(_silent) as progress:
         found = evaluate(config, loaded, data, ranks, share=options.share, foreign=foreign, progress=progress)
     return on_first(ranks.control, "cannot write the evaluation", lambda: _written(target, found, options, tell))
