@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from nt_pretrain.eval.weight_dropout import SHARES, dropped, weight_dropout
 from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.multihead import MultiHead, build
 from nt_pretrain.parallel.mesh import connect
-from nt_pretrain.parallel.shard import own_heads
+from nt_pretrain.parallel.shard import own_heads, roots
 from nt_pretrain.train.state import fresh_state
 from tests.gloo import run_ranks
 from tests.train.worlds import tiny
@@ -69,7 +71,7 @@ def test_shares_nest_and_seeds_and_names_differ() -> None:
     found = [dropped("a.weight", weight, share, 1) for share in SHARES]
     for share, hit in zip(SHARES, found, strict=True):
         assert float(hit.float().mean()) == pytest.approx(share, abs=0.005)
-    assert all((more | less == more).all() for less, more in zip(found, found[1:], strict=False))
+    assert all((more | less == more).all() for less, more in itertools.pairwise(found))
     assert not torch.equal(dropped("b.weight", weight, 0.3, 1), found[-1])
     assert not torch.equal(dropped("a.weight", weight, 0.3, 2), found[-1])
     assert not dropped("a.weight", weight, 0.0, 1).any() and dropped("a.weight", weight, 1.0, 1).all()
@@ -98,7 +100,11 @@ def _on_ranks(rank: int, world: int, config: Config) -> dict[str, dict[str, Tens
     model = fresh_state(config, connect(config)).model
     found = {"before": whole(model), "answers before": answers(model, config)}
     with weight_dropout(model, 0.2, seed=11):
+        first = answers(model, config)
+        for root in roots(model):  # as a validation ends
+            root.reshard()
         found |= {"answers inside": answers(model, config)}
+        assert all(torch.equal(value, found["answers inside"][head]) for head, value in first.items())
     found |= {"answers after": answers(model, config)}
     with weight_dropout(model, 0.2, seed=11):
         found |= {"inside": whole(model)}
