@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nt_pretrain.config.batch import batch_problems
 from nt_pretrain.config.data import data_problems
+from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config, OptimSection
@@ -26,7 +27,7 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     Args:
         world_size: number of ranks; None leaves out what depends on it.
     """
-    found = _model(config)
+    found = family_problems(config) + ([] if config.model.sees_pictures else _model(config))
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) if not found else []
     found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
@@ -45,12 +46,13 @@ def missing_files(config: Config) -> list[str]:
         for part in ("train", "validation"):
             manifest = f"{data}/{part}/manifest.json"
             if not Path(manifest).is_file():
+                verb = "images YOUR_PICTURES" if config.model.sees_pictures else "text YOUR_TEXTS"
                 found.append(
                     f"{key}: {data} is no prepared corpus, {manifest} is missing; "
-                    f"make it: python launch/prepare.py text YOUR_TEXTS --out {data} --name {Path(data).name}"
+                    f"make it: python launch/prepare.py {verb} --out {data} --name {Path(data).name}"
                 )
                 break
-    if not Path(tokenizer).is_file():
+    if not config.model.sees_pictures and not Path(tokenizer).is_file():
         found.append(
             f"data.tokenizer: there is no file {tokenizer}; make it: python launch/prepare.py tokenizer "
             f"{next(iter(paths.values()))} --out {tokenizer} --vocab-size {config.model.vocab_size}"
@@ -109,7 +111,7 @@ def _sparsity(config: Config) -> list[str]:
                 "sparsity.group_density: has no effect while sparsity.density is 1 (a dense run); lower the density"
             ]
         return []
-    found = _blocks(config, shapes) + _groups(config, shapes)
+    found = ([] if config.model.sees_pictures else _blocks(config, shapes)) + _groups(config, shapes)
     if found:
         return found
     starts = (

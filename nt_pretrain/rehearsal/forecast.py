@@ -79,7 +79,7 @@ class Forecast:
 def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: Assumptions) -> Forecast:
     """The times of ``config`` on ``machine``, for the rank that was rehearsed."""
     plan, sizes, memory = rehearsal.plan, rehearsal.plan.sizes, rehearsal.memory
-    flops = plan.flops_per_token_dense * plan.tokens_per_step / sizes.world
+    flops = plan.flops_per_sample_dense * plan.samples_per_step / sizes.world
     compute = flops * (1 + _recomputed(config, plan.accounts.per_token.total)) / (machine.peak * assumed.efficiency)
     rate = machine.memory_rate * RATE_SHARE
     # Norm and clipping read and write gradients; the optimizer reads gradients, weights and moments and writes the last
@@ -104,7 +104,7 @@ def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: As
         update=update,
         update_share=update / config.sparsity.update_every,
         save_share=saved / min(every),
-        tokens_per_step=plan.tokens_per_step,
+        tokens_per_step=plan.samples_per_step,
         model_flops_per_device=flops,
         peak=machine.peak,
     )

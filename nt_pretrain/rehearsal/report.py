@@ -71,7 +71,7 @@ def growth(found: list[tuple[Rehearsal, Forecast]], machine: Machine) -> str:
         {
             "ranks": f"{rehearsal.plan.sizes.world:,}",
             "mesh": _mesh(rehearsal.plan.sizes),
-            "sequences per step": f"{rehearsal.plan.sequences_per_step:,}",
+            "sequences per step": f"{rehearsal.plan.sequences_per_rank * rehearsal.plan.sizes.data:,}",
             "micro-batches": f"{rehearsal.plan.accumulation}",
             "weights, moments, topology": readable_bytes(rehearsal.memory.stored - rehearsal.memory.snapshot),
             "gradients kept between micro-batches": readable_bytes(rehearsal.memory.kept),

@@ -21,9 +21,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
-from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.multihead import MultiHead
-from nt_pretrain.parallel.exchange import gathered
+from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.mesh import Ranks, lay_mesh
 from nt_pretrain.parallel.shard import held_part, own_heads, placed_model, set_last_micro_batch
 from nt_pretrain.rehearsal.traffic import by_axis, of_update
@@ -156,21 +155,28 @@ def _run(
 
 
 def _micro_batch(config: Config, ranks: Ranks, model: MultiHead, *, last: bool) -> None:
-    shape = (config.train.micro_batch, config.data.sequence_length)
-    tokens, documents = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     set_last_micro_batch(model, last)
-    micro_batch_backward(model, config, tokens, tokens, documents, 1.0, ranks.head_group)
+    micro_batch_backward(model, config, _empty(config, config.train.micro_batch), 1.0, ranks.head_group)
+
+
+def _empty(config: Config, samples: int) -> Inputs:
+    """A batch of the right shapes."""
+    if config.model.sees_pictures:
+        size = config.data.picture_size
+        return Inputs(
+            torch.zeros(samples, 3, size, size, dtype=torch.uint8), torch.zeros(samples, dtype=torch.int64), None
+        )
+    tokens = torch.zeros(samples, config.data.sequence_length, dtype=torch.int64)
+    return Inputs(tokens, tokens, torch.zeros_like(tokens))
 
 
 @torch.no_grad()
 def _forward(config: Config, ranks: Ranks, model: MultiHead) -> None:
     """The forward pass of a validation, up to the logits of the last head beside their sum over heads."""
-    shape = (config.eval.micro_batch, config.data.sequence_length)
-    tokens, documents = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    hidden = gathered(model.trunk_output(tokens, make_context(config.model, documents)), 0, ranks.head_group)
-    context = make_context(config.model, gathered(documents, 0, ranks.head_group))
-    total: torch.Tensor | None = None
-    for head in own_heads(model).values():
-        logits = head(hidden, context)
-        total = logits.to(torch.float32, copy=True) if total is None else total
-        del logits
+    with computing(config, ranks.device):
+        _, start, context, _ = run_trunk(model, config, _empty(config, config.eval.micro_batch), ranks.head_group)
+        total: torch.Tensor | None = None
+        for head in own_heads(model).values():
+            logits = head(start, context)
+            total = logits.to(torch.float32, copy=True) if total is None else total
+            del logits

@@ -17,6 +17,7 @@ from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import group_of, part_of
 from nt_pretrain.parallel.mesh import wants_cuda
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.train.picture_memory import picture_memory
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ def estimate(
 ) -> Memory:
     """Memory of one rank of a mesh that runs ``accumulation`` micro-batches per step."""
     compute, stored, reduced = element_bytes(config)
+    pictures = config.model.sees_pictures
+    # Networks for pictures gather fp32 weights, of which autocast makes copies to compute with.
+    used = stored if pictures else compute
     held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own_shapes(shapes, sizes).items()}
     shard = sum(math.ceil(count / _shards(name, sizes)) for name, count in held.items())
     groups = _gathered_groups(held)
@@ -75,31 +79,51 @@ def estimate(
     if accumulation > 1:
         gradients += sum(held.values()) * reduced
     else:
-        gradients += max(*groups.values(), 0) * (compute + reduced)
+        gradients += max(*groups.values(), 0) * (used + reduced)
     flags = sum(
         budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
         for name, budget in budgets.items()
         if name in held
     )
+    parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute)
     moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average + 2 * flags
-    tokens = config.train.micro_batch * config.data.sequence_length
     on_host = config.parallel.cpu_offload and wants_cuda(config)
     return Memory(
         weights=shard * stored,
-        gathered=_gathered_elements(config, groups) * compute,
+        gathered=_gathered_elements(config, groups) * (used + compute if used > compute else compute),
         gradients=gradients,
         moments=moments,
         topology=2 * flags,
-        activations=math.ceil(tokens * _saved_elements_per_token(config, sizes) * compute),
-        loss=_loss_bytes(config, sizes, tokens * sizes.head, compute),
+        activations=parts.activations,
+        loss=parts.loss,
         update=_update_bytes(budgets, held, flags, sizes),
-        validation=_validation_bytes(config, sizes, compute),
-        read_off=_read_off_bytes(config, sizes, compute),
+        validation=parts.validation,
+        read_off=parts.read_off,
         average=average,
         swapped=shard * stored if average and not on_host else 0,
         host=kept * on_host,
         snapshot=kept if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
+    )
+
+
+@dataclass(frozen=True)
+class TextMemory:
+    """Parts of :class:`Memory` of the same names."""
+
+    activations: int
+    loss: int
+    validation: int
+    read_off: int
+
+
+def _text_memory(config: Config, sizes: MeshSizes, compute: int) -> TextMemory:
+    tokens = config.train.micro_batch * config.data.sequence_length
+    return TextMemory(
+        activations=math.ceil(tokens * _saved_elements_per_token(config, sizes) * compute),
+        loss=_loss_bytes(config, sizes, tokens * sizes.head, compute),
+        validation=_validation_bytes(config, sizes, compute),
+        read_off=_read_off_bytes(config, sizes, compute),
     )
 
 

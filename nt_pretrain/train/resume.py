@@ -22,26 +22,7 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
     Raises:
         CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
     """
-    if not all(isinstance(found.identity.get(key), type(value)) for key, value in wanted.items()):
-        raise CheckpointError(
-            f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "
-            f"this version needs {sorted(wanted)}. Start a new run with another run.name, or go on with that version"
-        )
-    differences = [
-        f"  {section}.{key}: checkpoint {found.identity[section].get(key)!r}, this run {value!r}"
-        for section, here in wanted.items()
-        if isinstance(here, dict)
-        for key, value in here.items()
-        if found.identity[section].get(key) != value
-    ]
-    for key in ("tokenizer", "weights"):
-        if found.identity[key] != wanted[key]:
-            differences.append(f"  {key}: checkpoint {found.identity[key]}, this run {wanted[key]}")
-    if differences:
-        raise CheckpointError(
-            f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
-            "Set these back, or start a new run with another run.name."
-        )
+    refuse_other_model(found, wanted)
     tensors = state.checkpoint_tensors()
     starting = _starts_averaging(state, found)
     if starting:
@@ -64,6 +45,34 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
     if digest != saved_digest:
         raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
     return position
+
+
+def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
+    """Compare what a checkpoint says of itself with ``wanted``, the identity of the run that would read it.
+
+    Raises:
+        CheckpointError: it is another model's or tokenizer's; with every difference.
+    """
+    if not all(isinstance(found.identity.get(key), type(value)) for key, value in wanted.items()):
+        raise CheckpointError(
+            f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "
+            f"this version needs {sorted(wanted)}. Start a new run with another run.name, or go on with that version"
+        )
+    differences = [
+        f"  {section}.{key}: checkpoint {found.identity[section].get(key)!r}, this run {value!r}"
+        for section, here in wanted.items()
+        if isinstance(here, dict)
+        for key, value in here.items()
+        if found.identity[section].get(key) != value
+    ]
+    for key in ("tokenizer", "weights"):
+        if found.identity[key] != wanted[key]:
+            differences.append(f"  {key}: checkpoint {found.identity[key]}, this run {wanted[key]}")
+    if differences:
+        raise CheckpointError(
+            f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
+            "Set these back, or start a new run with another run.name."
+        )
 
 
 def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: Config) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nt_pretrain.config.family import OF_PICTURES, OF_TEXT
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import Shapes, shapes_of
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import held_part, like_parameter, local, sharded_model
 from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
@@ -31,8 +33,8 @@ class TrainState:
     """Model, optimizer, topology and average of weights of this rank, and how far the run has come.
 
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
-    sparse layers of the model. ``step`` counts finished optimizer steps, ``tokens`` the targets of all ranks,
-    ``seconds`` the time of all attempts.
+    sparse layers of the model. ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens
+    or pictures), ``seconds`` the time of all attempts.
     """
 
     model: MultiHead
@@ -41,7 +43,7 @@ class TrainState:
     layers: list[SparseLayer]
     budgets: dict[str, LayerBudget]
     step: int = 0
-    tokens: int = 0
+    targets: int = 0
     seconds: float = 0.0
     average: Average | None = None
 
@@ -77,13 +79,14 @@ class TrainState:
                 bytes_ = flags.view(torch.uint8)
                 placed = bytes_ if layer.is_replicated else like_parameter(bytes_, parameter)
                 tensors[f"{kind}.{layer.name}"] = placed
-        return tensors
+        # Running statistics of batch norms, the same on all ranks that hold them.
+        return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(self.model).items()}
 
     def facts(self, ranks: Ranks) -> dict[str, Any]:
         """What a checkpoint holds beside tensors and the data position (JSON)."""
         return {
             "step": self.step,
-            "tokens": self.tokens,
+            "tokens": self.targets,
             "seconds": self.seconds,
             "optimizer_steps": self.optimizer.steps_taken(),
             "averaged": self.average is not None,
@@ -104,7 +107,7 @@ class TrainState:
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Counters from :meth:`facts`; tensors were read in place before."""
-        self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
+        self.step, self.targets, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.optimizer.set_steps_taken(facts["optimizer_steps"])
         for name, budget in self.budgets.items():
             self.budgets[name] = LayerBudget(budget.shape, budget.unit, budget.units, facts["active_units"][name])
@@ -136,7 +139,8 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
         for layer in state.layers:
             mask_(optimizer.shards[layer.name], layer.elements(layer.active))
     if config.train.ema_decay > 0.0:
-        state.average = Average.of(dict(optimizer.shards), config.train.ema_decay)
+        # Running statistics with the weights: those of the weights are not those of their average.
+        state.average = Average.of(dict(optimizer.shards) | statistics_of(model), config.train.ema_decay)
     return state
 
 
@@ -144,8 +148,9 @@ def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that loads it (JSON)."""
     keys = ("density", "density_schedule", "density_start", "distribution", "group_density", "unit", "scope")
     sparsity = config.sparsity.model_dump(mode="json")
+    others = OF_TEXT["model"] if config.model.sees_pictures else ("family", *OF_PICTURES["model"])
     return {
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.model_dump(mode="json", exclude=set(others)),
         "optimizer": {"algorithm": config.optim.algorithm},
         "sparsity": {key: sparsity[key] for key in keys},
         "tokenizer": tokenizer_sha256,

@@ -285,8 +285,42 @@ TWO = {"web": "data/web", "books": "data/books"}
     ],
 )  # fmt: skip
 def test_data_options_that_do_not_fit(data: dict[str, Any], message: str) -> None:
-    (found,) = problems(Config.model_validate({"data": data}), world_size=1)
+    family = "resnet18" if any(key.startswith("picture") for key in data) else "llama"
+    (found,) = problems(Config.model_validate({"data": data, "model": {"family": family}}), world_size=1)
     assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("sections", "messages"),
+    [
+        (
+            {"model": {"family": "resnet50", "hidden": 512, "layers": 24}, "data": {"sequence_length": 64}},
+            ["model.hidden: 512 has no effect with model.family resnet50", "model.layers: 24", "data.sequence_length"],
+        ),
+        (
+            {"model": {"classes": 10}, "data": {"picture_size": 64}, "train": {"label_smoothing": 0.1}},
+            ["model.classes: 10 has no effect with model.family llama", "data.picture_size", "train.label_smoothing"],
+        ),
+        (
+            {
+                "model": {"family": "wide_resnet28_10", "blocks_in_head": 13, "small_stem": True},
+                "train": {"precision": "pure_bf16"},
+                "parallel": {"tensor": 2, "activation_checkpoint": "selective"},
+            },
+            [
+                "parallel.activation_checkpoint: selective is of feed-forward layers",
+                "train.precision: pure_bf16 does not go with wide_resnet28_10",
+                "model.blocks_in_head: 13 of the 12 blocks",
+                "model.small_stem: has no effect",
+                "parallel.tensor: 2 divides the matrix products of a llama",
+            ],
+        ),
+    ],
+)
+def test_what_does_not_fit_the_family(sections: dict[str, Any], messages: list[str]) -> None:
+    found = problems(Config.model_validate(sections), world_size=None)
+    assert len(found) == len(messages)
+    assert all(any(line.startswith(message) for line in found) for message in messages)
 
 
 def test_a_source_may_come_in_later() -> None:
