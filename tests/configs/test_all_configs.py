@@ -13,7 +13,14 @@ from nt_pretrain.train.plan import make_plan, render
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
-WORLD_SIZES = {"quality": (1,), "wrn28_cifar": (1,), "images_small": (1, 2), "llama1b": (8, 64), "llama7b": (64, 128), "llama350m": (1, 8, 32)}
+WORLD_SIZES = {
+    "quality": (1,),
+    "wrn28_cifar": (1,),
+    "images_small": (1, 2),
+    "llama1b": (8, 64),
+    "llama7b": (64, 128),
+    "llama350m": (1, 8, 32),
+}
 SMALL_WORLDS = (1, 2, 4)
 
 
