@@ -20,13 +20,7 @@ import gzip
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.errors import DataError
@@ -42,9 +36,9 @@ from nt_pretrain.data.preparation.text_inspection import inspect_text
 from nt_pretrain.data.preparation.verify import verify as verify_corpus
 from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
+from nt_pretrain.observe.progress import shown_progress
 
 ROWS_PER_FILE = 4096
-SECONDS_BETWEEN_LINES = 10.0
 TRAINING_MB_PER_SECOND = {"unigram": 0.5, "bpe": 7.0}
 """Roughly, on one core; SentencePiece does not tell how far it is."""
 
@@ -129,31 +123,6 @@ def add_images(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     images.add_argument(
         "--no-check", action="store_true", help="take pictures without decoding each to see that it can be"
     )
-
-
-@contextmanager
-def shown_progress() -> Iterator[prepare.Progress]:
-    """A bar with the time left on a terminal; elsewhere a line every ten seconds."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    terminal = sys.stderr.isatty()
-    last = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
-        task = bar.add_task("starting", total=None)
-        stage = ""
-
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal last, stage
-            if what.split()[0] != stage:
-                stage = what.split()[0]
-                bar.reset(task)
-            bar.update(task, description=what, completed=done, total=total or None)
-            if not terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                left = bar.tasks[0].time_remaining
-                of = f" of {total:,}" if total else ""
-                print(f"{what}: {done:,}{of}" + (f", {left:.0f} s left" if left else ""), file=sys.stderr)
-
-        yield show
 
 
 def corpus(options: argparse.Namespace) -> None:
