@@ -89,6 +89,8 @@ def test_what_a_run_says_of_its_validation(undisturbed: Path) -> None:
     assert {"validation/reliability", "validation/disagreement"} <= set(board.Tags()["images"])
     assert [each.step for each in board.Images("validation/reliability")] == [6, 12]
     assert (undisturbed / "figures" / "reliability.png").stat().st_size > 1000
+    lines = [line["train/loss"] for line in launches.training_lines(undisturbed)]
+    assert sum(lines[-4:]) < 0.8 * sum(lines[:4]), "12 batches are enough to tell four colours"
 
 
 @pytest.mark.timeout(200)
