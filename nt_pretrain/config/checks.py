@@ -6,14 +6,16 @@ knowing them a second time.
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
 from nt_pretrain.config.batch import batch_problems
 from nt_pretrain.config.data import data_problems
+from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
-from nt_pretrain.config.schema import Config
+from nt_pretrain.config.schema import Config, OptimSection
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.budget import plan_budgets, sparse_names
@@ -25,7 +27,7 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     Args:
         world_size: number of ranks; None leaves out what depends on it.
     """
-    found = _model(config)
+    found = family_problems(config) + ([] if config.model.sees_pictures else _model(config))
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) if not found else []
     found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
@@ -44,12 +46,13 @@ def missing_files(config: Config) -> list[str]:
         for part in ("train", "validation"):
             manifest = f"{data}/{part}/manifest.json"
             if not Path(manifest).is_file():
+                verb = "images YOUR_PICTURES" if config.model.sees_pictures else "text YOUR_TEXTS"
                 found.append(
                     f"{key}: {data} is no prepared corpus, {manifest} is missing; "
-                    f"make it: python launch/prepare.py text YOUR_TEXTS --out {data} --name {Path(data).name}"
+                    f"make it: python launch/prepare.py {verb} --out {data} --name {Path(data).name}"
                 )
                 break
-    if not Path(tokenizer).is_file():
+    if not config.model.sees_pictures and not Path(tokenizer).is_file():
         found.append(
             f"data.tokenizer: there is no file {tokenizer}; make it: python launch/prepare.py tokenizer "
             f"{next(iter(paths.values()))} --out {tokenizer} --vocab-size {config.model.vocab_size}"
@@ -108,7 +111,7 @@ def _sparsity(config: Config) -> list[str]:
                 "sparsity.group_density: has no effect while sparsity.density is 1 (a dense run); lower the density"
             ]
         return []
-    found = _blocks(config, shapes) + _groups(config, shapes)
+    found = ([] if config.model.sees_pictures else _blocks(config, shapes)) + _groups(config, shapes)
     if found:
         return found
     starts = (
@@ -176,6 +179,8 @@ def _schedules(config: Config) -> list[str]:
             f"optim.decay_fraction: {optim.decay_fraction} of {total:,} steps and {warmup:,} steps of warm-up are more "
             f"than the whole run; at most {math.floor(100 * (1 - warmup / total)) / 100} fits"
         )
+    elif optim.schedule == "step":
+        found += _milestones(config)
     if sparsity.density == 1.0:
         return found
     if sparsity.prune_rate_schedule != "constant" and sparsity.prune_rate_end > sparsity.prune_rate:
@@ -191,10 +196,25 @@ def _schedules(config: Config) -> list[str]:
     return found
 
 
+def _milestones(config: Config) -> list[str]:
+    shares, total, warmup = config.optim.milestones, config.total_steps, config.warmup_steps
+    if any(later <= earlier for earlier, later in itertools.pairwise(shares)):
+        return [f"optim.milestones: {list(shares)} must ascend; in order: {sorted(set(shares))}"]
+    if shares and round(shares[0] * total) < warmup:
+        return [
+            f"optim.milestones: {shares[0]} of {total:,} steps is step {round(shares[0] * total):,}, amid the "
+            f"{warmup:,} steps of optim.warmup_steps; at least {math.ceil(10000 * warmup / total) / 10000} fits"
+        ]
+    return []
+
+
 def _optimizer(config: Config) -> list[str]:
-    found = [
-        f"optim.betas: {beta} must be below 1, or the moments never move" for beta in config.optim.betas if beta == 1.0
-    ]
+    optim = config.optim
+    found = _without_effect(optim)
+    if optim.algorithm == "adamw":
+        found += [
+            f"optim.betas: {beta} must be below 1, or the moments never move" for beta in optim.betas if beta == 1
+        ]
     if config.sparsity.grow == "momentum" and config.sparsity.grown_moments != "warm":
         found.append(
             "sparsity.grow: momentum needs sparsity.grown_moments: warm; otherwise inactive weights have no momentum"
@@ -202,3 +222,16 @@ def _optimizer(config: Config) -> list[str]:
     if set(config.run.name) == {"."}:
         found.append(f"run.name: {config.run.name!r} names no folder of its own below run.dir")
     return found
+
+
+def _without_effect(optim: OptimSection) -> list[str]:
+    """Options of the other algorithm, or of another schedule, that were set."""
+    of_algorithm = {"adamw": ["momentum", "nesterov"], "sgd": ["betas", "eps"]}[optim.algorithm]
+    of_schedule = ["min_lr_ratio"] if optim.schedule == "step" else ["milestones", "decay_factor"]
+    default = OptimSection()
+    return [
+        f"optim.{key}: has no effect with optim.{why}"
+        for why, keys in ((f"algorithm: {optim.algorithm}", of_algorithm), (f"schedule: {optim.schedule}", of_schedule))
+        for key in keys
+        if getattr(optim, key) != getattr(default, key)
+    ]

@@ -76,6 +76,9 @@ def _head_problems(config: Config) -> list[str]:
 
 def _tensor_problems(config: Config) -> list[str]:
     model, degree = config.model, config.parallel.tensor
+    if model.sees_pictures:
+        alone = f"parallel.tensor: {degree} divides the matrix products of a llama, not of {model.family}; set it to 1"
+        return [alone] if degree > 1 else []
     widths = {
         "model.attention_heads": model.attention_heads,
         "model.kv_heads": model.kv_heads or model.attention_heads,

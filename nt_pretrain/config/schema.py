@@ -17,6 +17,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0)]
 LaterStep = Annotated[int, Field(ge=2)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -37,26 +38,58 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    """A LLaMA cut into one trunk and M heads. Head m owns its last blocks, final norm and output layer."""
+    """A network cut into one trunk and M heads. Head m owns its last blocks, final norm and output layer.
 
-    vocab_size: Positive = Field(32000, description="Tokens of the tokenizer; must equal the tokenizer's size.")
-    hidden: Positive = Field(768, description="Width of the residual stream.")
-    intermediate: Positive = Field(2048, description="Width of the SwiGLU feed-forward layer.")
-    layers: Positive = Field(12, description="Blocks on the path of one head: trunk blocks plus blocks_in_head.")
-    attention_heads: Positive = Field(12, description="Attention heads of a block; must divide hidden.")
-    kv_heads: Positive | None = Field(None, description="Key/value heads (grouped-query); default attention_heads.")
+    Of the options after ``blocks_in_head`` those of the other family may not be given.
+    """
+
+    family: Literal["llama", "resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"] = Field(
+        "llama", description="The network: llama reads text; the others pictures."
+    )
     heads: Positive = Field(1, description="M, the heads of the ensemble. 1 is an ordinary single model.")
     blocks_in_head: NonNegative = Field(
-        0, description="Blocks each head owns. 0: norm and output only; all layers: a deep ensemble, embeddings too."
+        0,
+        description="Blocks each head owns. 0: norm and output only; all blocks: a deep ensemble, embeddings or stems "
+        "too.",
     )
-    rope_base: Annotated[float, Field(gt=0)] = Field(10000.0, description="Base of the rotary position embedding.")
-    norm_eps: Annotated[float, Field(gt=0)] = Field(1e-6, description="Epsilon of RMSNorm.")
-    init_std: Annotated[float, Field(gt=0)] = Field(0.02, description="Standard deviation of initial linear weights.")
+    vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
+    hidden: Positive = Field(768, description="Text: width of the residual stream.")
+    intermediate: Positive = Field(2048, description="Text: width of the SwiGLU feed-forward layer.")
+    layers: Positive = Field(12, description="Text: blocks on the path of one head: trunk blocks plus blocks_in_head.")
+    attention_heads: Positive = Field(12, description="Text: attention heads of a block; must divide hidden.")
+    kv_heads: Positive | None = Field(
+        None, description="Text: key/value heads (grouped-query); default attention_heads."
+    )
+    rope_base: Annotated[float, Field(gt=0)] = Field(
+        10000.0, description="Text: base of the rotary position embedding."
+    )
+    norm_eps: Annotated[float, Field(gt=0)] = Field(1e-6, description="Text: epsilon of RMSNorm.")
+    init_std: Annotated[float, Field(gt=0)] = Field(
+        0.02, description="Text: standard deviation of initial linear weights."
+    )
     embedding_init_std: Annotated[float, Field(gt=0)] = Field(
-        0.02, description="Standard deviation of initial embeddings (the authors' code: 0.632)."
+        0.02, description="Text: standard deviation of initial embeddings (the authors' code: 0.632)."
     )
-    document_mask: bool = Field(False, description="Attention stays inside a packed document.")
-    final_norm_twice: bool = Field(False, description="Parity: the authors' heads apply the final norm twice.")
+    document_mask: bool = Field(False, description="Text: attention stays inside a packed document.")
+    final_norm_twice: bool = Field(False, description="Text, parity: the authors' heads apply the final norm twice.")
+    classes: Positive = Field(1000, description="Pictures: classes of the classifier; must equal those of the data.")
+    small_stem: bool = Field(
+        False, description="Pictures: a 3x3 stem at full size instead of 7x7 with pooling, for sizes of 32 or 64."
+    )
+    output_bias: bool = Field(False, description="Pictures: the classifier has a bias (timm's has, NeuroTrails' not).")
+    zero_last_norm: bool = Field(
+        False, description="Pictures: the last gain of each residual block starts at 0 (arXiv 1706.02677)."
+    )
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether it is one of the families for pictures."""
+        return self.family != "llama"
+
+    @property
+    def samples(self) -> Literal["tokens", "pictures"]:
+        """What it is trained on, one target each."""
+        return "pictures" if self.sees_pictures else "tokens"
 
 
 class SparsitySection(Section):
@@ -65,9 +98,9 @@ class SparsitySection(Section):
     scope: Literal["all", "heads", "no_vocab"] = Field(
         "all", description="Sparse layers: every matrix; those of the heads; all but embedding and output layers."
     )
-    group_density: dict[Literal["embedding", "attention", "ffn", "output"], Density] = Field(
-        default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget."
-    )
+    group_density: dict[
+        Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "output"], Density
+    ] = Field(default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget.")
     unit: Literal[1, 16, 32, 64, 128] = Field(1, description="What is dropped and grown: 1 weight, or a b x b block.")
     drop: Literal["magnitude", "soft_magnitude"] = Field("magnitude", description="How units to drop are chosen.")
     temperature: Annotated[float, Field(gt=0)] = Field(
@@ -87,7 +120,8 @@ class SparsitySection(Section):
     grown_moments: Literal["mean", "zero", "warm"] = Field(
         "mean",
         description="Adam's second moment of a grown unit: mean of the layer's active ones; zero; or warm: moments "
-        "that integrated the dense gradient all along (what the authors' code does).",
+        "that integrated the dense gradient all along (what the authors' code does). SGD has no second moment: its "
+        "momentum of a grown unit starts at zero (mean, zero) or warm.",
     )
     just_dropped: Literal["keep", "zero", "exclude"] = Field(
         "keep",
@@ -97,17 +131,30 @@ class SparsitySection(Section):
 
 
 class OptimSection(Section):
-    """AdamW. Norms are never decayed."""
+    """AdamW or SGD. Norms and biases are never decayed."""
 
+    algorithm: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="Decay of the first and second moment.")
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Epsilon of Adam.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled decay of matrices (not of norms).")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="adamw: decay of the first and second moment.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="adamw: epsilon of Adam.")
+    momentum: Inside = Field(0.9, description="sgd: decay of the momentum.")
+    nesterov: bool = Field(True, description="sgd: step along the gradient where the momentum leads (Nesterov).")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Decay of matrices and kernels (not of norms and biases): adamw: decoupled from the gradient; sgd: "
+        "added to it, after clipping (L2).",
+    )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the active gradient; 0: no clipping.")
     warmup_steps: NonNegative = Field(0, description="Linear warm-up from 0.")
-    schedule: Literal["cosine", "linear", "wsd"] = Field("cosine", description="Shape after warm-up.")
-    min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of lr.")
+    schedule: Literal["cosine", "linear", "wsd", "step"] = Field("cosine", description="Shape after warm-up.")
+    min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of lr (not for step).")
     decay_fraction: Fraction = Field(0.2, description="wsd only: share of the steps spent in the final decay.")
+    milestones: tuple[Inside, ...] = Field(
+        (0.3333, 0.6667, 0.8889),
+        description="step only: shares of the training steps after which the learning rate falls, ascending; by "
+        "default after 30, 60 and 80 of 90 epochs.",
+    )
+    decay_factor: Inside = Field(0.1, description="step only: what the learning rate is multiplied by at each.")
 
 
 class TrainSection(Section):
@@ -115,8 +162,8 @@ class TrainSection(Section):
     steps_over_density: bool = Field(
         False, description="Parity: train int(steps / density) steps, warm-up too, as the paper's sparse runs do."
     )
-    global_batch: Positive = Field(32, description="Sequences per optimizer step over all ranks.")
-    micro_batch: Positive = Field(4, description="Sequences per rank and forward pass.")
+    global_batch: Positive = Field(32, description="Sequences or pictures per optimizer step over all ranks.")
+    micro_batch: Positive = Field(4, description="Sequences or pictures per rank and forward pass.")
     precision: Literal["fp32", "bf16", "pure_bf16", "fp64"] = Field(
         "fp32",
         description="fp32; fp64 (to compare meshes, not to train); bf16: compute in bf16 with fp32 master weights, "
@@ -124,7 +171,15 @@ class TrainSection(Section):
         "moment then hardly decays).",
     )
     head_loss: Literal["sum", "mean"] = Field("mean", description="Training loss: sum or mean of the heads' losses.")
-    loss_chunk: Positive = Field(1024, description="Tokens whose logits exist at once in the loss.")
+    loss_chunk: Positive = Field(1024, description="Text: tokens whose logits exist at once in the loss.")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Pictures: share of the target's weight spread over all classes in the training loss."
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Keep an exponential moving average of the weights, from the initial ones on, over about "
+        "1 / (1 - ema_decay) steps; it is validated beside the weights. 0: none.",
+    )
 
 
 class ParallelSection(Section):
@@ -144,6 +199,11 @@ class ParallelSection(Section):
         0, description="Blocks whose weights are gathered ahead of time, forward and backward; 0: torch decides."
     )
     cpu_offload: bool = Field(False, description="Keep shards of weights, moments and gradients in host memory.")
+    batch_norm: Literal["rank", "all"] = Field(
+        "rank",
+        description="Pictures: a batch norm normalises with the micro-batch of its rank, or with those of all ranks "
+        "together (synchronised).",
+    )
     reshard_after_forward: bool = Field(True, description="Free gathered block weights after the forward pass.")
     deterministic_reduce: bool = Field(
         False,
@@ -234,7 +294,15 @@ class EvalSection(Section):
     sequences: NonNegative = Field(
         512, description="Validation sequences, or pictures; always the same ones. 0: all there are."
     )
-    micro_batch: Positive = Field(8, description="Sequences per rank and validation forward pass.")
+    micro_batch: Positive = Field(8, description="Sequences or pictures per rank and validation forward pass.")
+    calibration_sequences: NonNegative = Field(
+        0,
+        description="Text: validation sequences, the first ones, of which calibration and diversity are measured too, "
+        "which takes some ms for each token on a CPU; 0: none. Of pictures they always are.",
+    )
+    figures: bool = Field(
+        True, description="Draw reliability and disagreement where they are measured (needs matplotlib)."
+    )
     ensemble: Literal["probability", "logit"] = Field(
         "probability", description="Prediction of the ensemble that is headlined: mean of probabilities or of logits."
     )

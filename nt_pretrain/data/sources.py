@@ -65,6 +65,11 @@ class Sources:
                 raise DataError(f"{', '.join(different)}: not the classes of {stores[0].location}")
             splits = [Split(store, manifest, None) for store, manifest in zip(stores, manifests, strict=True)]
             return Sources(tuple(paths), tuple(splits), "")
+        if config.model.sees_pictures:
+            raise DataError(
+                f"{stores[0].location} holds text, and {config.model.family} is trained on pictures; set data.path to "
+                "prepared pictures (python launch/prepare.py images)"
+            )
         tokenizer = load_tokenizer(config.data.tokenizer)
         if tokenizer.size != config.model.vocab_size:
             raise DataError(
@@ -87,9 +92,30 @@ class Sources:
         if sources.are_pictures:
             raise DataError(
                 f"{sources.splits[0].location} holds pictures, and this model is trained on text; set data.path to "
-                "prepared text"
+                "prepared text, or model.family"
             )
         return sources
+
+    @staticmethod
+    def of_pictures(config: Config, split: str) -> Sources:
+        """As :meth:`open`, for a model of pictures.
+
+        Raises:
+            DataError: also if the pictures have another number of classes than ``model.classes``.
+        """
+        sources = Sources.open(config, split)
+        classes = len(sources.splits[0].manifest.classes)
+        if classes != config.model.classes:
+            raise DataError(
+                f"{sources.splits[0].location} has {classes:,} classes, model.classes is {config.model.classes:,}; set "
+                f"model.classes={classes}"
+            )
+        return sources
+
+    @staticmethod
+    def of_model(config: Config, split: str) -> Sources:
+        """As :meth:`open`, for what the model of ``config`` reads. Errors as those of the two above."""
+        return Sources.of_pictures(config, split) if config.model.sees_pictures else Sources.of_text(config, split)
 
     @property
     def are_pictures(self) -> bool:

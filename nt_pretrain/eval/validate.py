@@ -13,19 +13,17 @@ from torch.distributed.fsdp import FSDPModule
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.metrics import TokenSums, losses
-from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.exchange import gathered, summed
+from nt_pretrain.parallel.forward import Inputs, run_trunk
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots
 
 
 @torch.no_grad()
-def validate(
-    model: MultiHead, config: Config, batches: Iterable[tuple[Tensor, Tensor, Tensor]], ranks: Ranks
-) -> dict[str, float]:
-    """Losses of heads and ensemble over all ranks' ``batches`` of (inputs, targets, documents), each [S, T].
+def validate(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ranks) -> dict[str, float]:
+    """Losses of heads and ensemble over all ranks' ``batches`` of text.
 
     Every rank must bring the same number of batches; targets that are IGNORED never count. The headline
     ``validation/perplexity_ensemble`` follows ``eval.ensemble``.
@@ -33,13 +31,10 @@ def validate(
     join, add_up = partial(gathered, dim=0, group=ranks.head_group), partial(summed, group=ranks.head_group)
     sums = TokenSums(torch.zeros(config.model.heads, dtype=torch.float64))
     authors: list[Tensor] = []
-    for inputs, targets, documents in batches:
-        inputs, targets, documents = (t.to(ranks.device) for t in (inputs, targets, documents))
+    for batch in batches:
         before = sums.table()
-        hidden = model.trunk_output(inputs, make_context(config.model, documents))
-        hidden, targets, documents = (gathered(each, 0, ranks.head_group) for each in (hidden, targets, documents))
-        context = make_context(config.model, documents)
-        logits = (head(hidden, context) for head in own_heads(model).values())
+        _, start, context, targets = run_trunk(model, config, batch.to(ranks.device), ranks.head_group)
+        logits = (head(start, context) for head in own_heads(model).values())
         sums.add(logits, targets, gather=join, add_up=add_up)
         authors.append(sums.table() - before)
     for root in roots(model):
@@ -68,7 +63,7 @@ def authors_perplexity(batches: list[Tensor], config: Config, ranks: Ranks) -> f
     return math.exp(float(mean) / ranks.world)
 
 
-def unigram_loss(counts: Tensor, batches: Iterable[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> float:
+def unigram_loss(counts: Tensor, batches: Iterable[Inputs], ranks: Ranks) -> float:
     """Loss (nats per token) of always predicting the training frequencies ``counts`` [V], add-one smoothed.
 
     The level that a model reaches which has learnt nothing but how common each token is.
@@ -76,8 +71,8 @@ def unigram_loss(counts: Tensor, batches: Iterable[tuple[Tensor, Tensor, Tensor]
     frequency = (counts.double() + 1.0) / (counts.double() + 1.0).sum()
     negative = -frequency.log()
     table = torch.zeros(2, dtype=torch.float64)
-    for _, targets, _ in batches:
-        valid = targets[targets != IGNORED]
+    for batch in batches:
+        valid = batch.targets[batch.targets != IGNORED]
         table += ranks.counts * torch.tensor([float(negative[valid].sum()), float(valid.numel())], dtype=torch.float64)
     dist.all_reduce(table, group=ranks.control)
     return float(table[0] / table[1])

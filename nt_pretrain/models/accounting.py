@@ -10,7 +10,7 @@ import torch
 
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.models.groups import GROUPS, Group, group_of, part_of
-from nt_pretrain.models.multihead import build
+from nt_pretrain.models.network import block_count, build
 from nt_pretrain.sparsity.budget import LayerBudget
 
 Shapes = dict[str, tuple[int, ...]]
@@ -74,7 +74,7 @@ def account(shapes: Shapes, budgets: dict[str, LayerBudget]) -> Accounts:
 
 def blocks_on_all_paths(model: ModelSection) -> int:
     """Blocks that exist: those of the trunk once and those of every head."""
-    return model.layers - model.blocks_in_head + model.heads * model.blocks_in_head
+    return block_count(model) - model.blocks_in_head + model.heads * model.blocks_in_head
 
 
 def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:

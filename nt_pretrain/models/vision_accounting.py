@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from nt_pretrain.models.accounting import Count, Shapes
 from nt_pretrain.models.groups import GROUPS, Group, group_of, part_of
+from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.models.vision import VisionModel, build_vision
 from nt_pretrain.sparsity.budget import LayerBudget
 
@@ -46,10 +48,12 @@ class SavedElements:
     Attributes:
         trunk: of the trunk with its output, kept while the heads run; the picture itself in a deep ensemble.
         head: of one head. Heads run one after another, so one counts.
+        largest_map: of the largest map that goes into a block, or comes out of the stem.
     """
 
     trunk: int
     head: int
+    largest_map: int
 
 
 def vision_shapes(model: VisionModel) -> Shapes:
@@ -122,7 +126,57 @@ def saved_elements(model: VisionModel, picture_size: int, *, device: str = "meta
         with head:
             loss = network.heads["0"](hidden.detach(), None, torch.zeros(batch, dtype=torch.int64))
         del loss
-    return SavedElements(trunk.elements // batch, head.elements // batch)
+    return SavedElements(trunk.elements // batch, head.elements // batch, max(blocks_in(model, picture_size)))
+
+
+def blocks_in(model: VisionModel, picture_size: int) -> list[int]:
+    """Elements of one picture's map that goes into each block on the path of a head, first to last."""
+    found = []
+    with torch.device("meta"):
+        network = build_vision(model)
+        for part in _path(network):
+            for block in part.blocks:
+                block.register_forward_pre_hook(lambda _, given: found.append(given[0].numel() // 2))
+        with torch.no_grad():
+            pictures = torch.empty(2, 3, picture_size, picture_size)
+            network.heads["0"](network.trunk_output(pictures, None), None)
+    return found
+
+
+def _path(network: MultiHead) -> list[Any]:
+    """Trunk, if there is one, and the first head."""
+    return [part for part in (network.trunk, network.heads["0"]) if part is not None]
+
+
+def recomputed_elements(model: VisionModel, picture_size: int) -> SavedElements:
+    """As :func:`saved_elements` where each block keeps its input only, and what it would save exists for one block at
+    a time while it is computed again.
+    """
+    inputs, whole = blocks_in(model, picture_size), saved_elements(model, picture_size)
+    trunk, head = inputs[: model.trunk_blocks], inputs[model.trunk_blocks :]
+    saved = _saved_by_blocks(model, picture_size)
+    again = [max(part, default=0) for part in (saved[: model.trunk_blocks], saved[model.trunk_blocks :])]
+    # What is saved outside the blocks (stem, last norm, features) stays.
+    rest = [whole.trunk - sum(saved[: model.trunk_blocks]), whole.head - sum(saved[model.trunk_blocks :])]
+    return SavedElements(rest[0] + sum(trunk) + again[0], rest[1] + sum(head) + again[1], whole.largest_map)
+
+
+def _saved_by_blocks(model: VisionModel, picture_size: int) -> list[int]:
+    """Elements of one picture that each block on the path of a head saves for its backward beside its input."""
+    found: list[int] = []
+    with torch.device("meta"):
+        network = build_vision(model)
+        weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+        x = torch.zeros(2, 3, picture_size, picture_size)
+        for part in _path(network):
+            x = part.stem(x) if hasattr(part, "stem") else x
+            for block in part.blocks:
+                x = x.detach().requires_grad_()
+                saved = _Saved({*weights, x.untyped_storage()._cdata})
+                with saved:
+                    x = block(x)
+                found.append(saved.elements // 2)
+    return found
 
 
 class _Saved(saved_tensors_hooks):

@@ -42,8 +42,9 @@ class Console:
 
     Args:
         rank: only rank 0 prints; the others only log.
-        total_steps, world: for ``step 12/100`` and the tokens per second of one device.
+        total_steps, world: for ``step 12/100`` and the samples per second of one device.
         device: "gpu" or "rank", the word after ``tok/s/``.
+        samples: "tokens" or "pictures".
         memory_total: bytes; memory is shown as a share of it, or in GB where it is None.
     """
 
@@ -54,11 +55,13 @@ class Console:
         total_steps: int,
         world: int,
         device: str,
+        samples: str = "tokens",
         memory_total: int | None = None,
         stream: TextIO | None = None,
     ) -> None:
         self._rank = rank
         self._total_steps, self._world, self._device, self._memory_total = total_steps, world, device, memory_total
+        self._samples = samples
         self._turnover: float | None = None
         # No highlighting, markup or emoji: what is printed is what was given.
         self._out = rich.console.Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
@@ -77,6 +80,7 @@ class Console:
                 shown,
                 world=self._world,
                 device=self._device,
+                samples=self._samples,
                 memory_total=self._memory_total,
                 eta_seconds=eta_seconds,
             )
@@ -104,6 +108,7 @@ def format_step(
     *,
     world: int,
     device: str,
+    samples: str = "tokens",
     memory_total: int | None,
     eta_seconds: float | None,
 ) -> str:
@@ -115,8 +120,9 @@ def format_step(
         parts.append("(heads " + " ".join(_fixed(loss, 2, 5) for loss in heads) + ")")
     parts.append(f"grad {_fixed(values.get('optim/grad_norm'), 2, 5)}")
     parts.append(f"lr {_scientific(values.get('optim/lr'))}")
-    speed = values.get("throughput/tokens_per_second")
-    parts.append(f"{_count(None if speed is None else speed / world)} tok/s/{device}")
+    speed = values.get(f"throughput/{samples}_per_second")
+    short = {"tokens": "tok", "pictures": "img"}[samples]
+    parts.append(f"{_count(None if speed is None else speed / world)} {short}/s/{device}")
     if "throughput/mfu" in values:
         parts.append(f"mfu {_percent(values['throughput/mfu'], 0, 3)}")
     parts.append(f"data {_percent(values.get('time/data_fraction'), 1, 5)}")

@@ -57,7 +57,7 @@ class Meter:
         with meter.waiting():            # the time a rank waits for its data
             batch = next(batches)
         ...
-        meter.step(tokens)               # once per optimizer step, with the tokens of all ranks
+        meter.step(samples)              # once per optimizer step, with the tokens or pictures of all ranks
         with meter.paused():             # validation, checkpoint: not part of the time of a step
             validate()
         values = meter.read()            # at log steps
@@ -65,9 +65,10 @@ class Meter:
     Args:
         world: number of ranks, for MFU.
         remaining_steps: steps this process still has to make, for the time left.
-        flops_per_token: executed floating point operations per trained token; None leaves MFU out.
+        samples: what is counted, "tokens" or "pictures": a word in the names of the values.
+        flops_per_sample: executed floating point operations per trained sample; None leaves MFU out.
         peak: TFLOP/s of one device from the configuration; 0 looks the device up and leaves MFU out when it is unknown.
-        tokens_before, hours_before: what earlier processes of this run did.
+        samples_before, hours_before: what earlier processes of this run did.
         clock: seconds that only go up; tests give their own.
     """
 
@@ -77,22 +78,23 @@ class Meter:
         device: torch.device,
         world: int,
         remaining_steps: int,
-        flops_per_token: float | None = None,
+        samples: str = "tokens",
+        flops_per_sample: float | None = None,
         peak: float = 0.0,
-        tokens_before: int = 0,
+        samples_before: int = 0,
         hours_before: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._device, self._world, self._clock = device, world, clock
-        self._flops_per_token = flops_per_token
+        self._word, self._flops_per_sample = samples, flops_per_sample
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak = peak or peak_tflops(name)
         self._remaining, self._done = remaining_steps, 0
-        self._tokens_total, self._hours_before = tokens_before, hours_before
+        self._samples_total, self._hours_before = samples_before, hours_before
         self._peak_memory = 0
         self._start = self._window_start = clock()
         self._first_step_end: float | None = None
-        self._steps = self._tokens = 0
+        self._steps = self._samples = 0
         self._waited = self._paused = 0.0
 
     @contextmanager
@@ -111,18 +113,18 @@ class Meter:
         finally:
             self._paused += self._clock() - begin
 
-    def step(self, tokens: int) -> None:
-        """Count one optimizer step over ``tokens`` real tokens of all ranks."""
+    def step(self, samples: int) -> None:
+        """Count one optimizer step over ``samples`` real tokens or pictures of all ranks."""
         self._steps += 1
         self._done += 1
-        self._tokens += tokens
-        self._tokens_total += tokens
+        self._samples += samples
+        self._samples_total += samples
         if self._first_step_end is None:
             self._first_step_end = self._clock()
 
     @property
-    def tokens_total(self) -> int:
-        return self._tokens_total
+    def samples_total(self) -> int:
+        return self._samples_total
 
     @property
     def hours(self) -> float:
@@ -139,7 +141,7 @@ class Meter:
         return (self._clock() - self._first_step_end) / (self._done - 1) * (self._remaining - self._done)
 
     def read(self) -> dict[str, float]:
-        """Values of the steps since the last reading. Seconds, tokens of all ranks, bytes of this rank.
+        """Values of the steps since the last reading. Seconds, samples of all ranks, bytes of this rank.
 
         Raises:
             ValueError: when no step was made since the last reading.
@@ -153,12 +155,12 @@ class Meter:
             "time/step_seconds": busy / self._steps,
             "time/data_fraction": min(self._waited / busy, 1.0),
             "time/hours": self.hours,
-            "throughput/tokens_per_second": self._tokens / busy,
+            f"throughput/{self._word}_per_second": self._samples / busy,
             "memory/peak_bytes": float(self._peak_memory),
-            "tokens/total": float(self._tokens_total),
+            f"{self._word}/total": float(self._samples_total),
         }
-        if self._peak and self._flops_per_token:
-            flops_per_second = self._flops_per_token * self._tokens / busy
+        if self._peak and self._flops_per_sample:
+            flops_per_second = self._flops_per_sample * self._samples / busy
             values["throughput/mfu"] = flops_per_second / (self._world * self._peak * 1e12)
-        self._window_start, self._steps, self._tokens, self._waited, self._paused = now, 0, 0, 0.0, 0.0
+        self._window_start, self._steps, self._samples, self._waited, self._paused = now, 0, 0, 0.0, 0.0
         return values

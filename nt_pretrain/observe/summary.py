@@ -59,9 +59,11 @@ def results(rundir: RunDir) -> list[str]:
     """Validation perplexities against the unigram level, and what the run took."""
     rows = read_lines(rundir.metrics)
     lines = _perplexities(rows)
-    tokens, hours = last(rows, "tokens/total"), last(rows, "time/hours")
-    if tokens is not None and hours is not None:
-        lines.append(f"trained on {tokens:,.0f} tokens in {duration(hours * 3600)}")
+    hours = last(rows, "time/hours")
+    for samples in ("tokens", "pictures"):
+        count = last(rows, f"{samples}/total")
+        if count is not None and hours is not None:
+            lines.append(f"trained on {count:,.0f} {samples} in {duration(hours * 3600)}")
     updates, (_, turnover) = event_steps(rundir.events, "topology"), series(rows, "sparsity/turnover")
     if updates and turnover:
         ends = f"{turnover[0]:.1%} at the first, {turnover[-1]:.1%} at the last"

@@ -36,6 +36,7 @@ class Ranks:
         head_group: ranks that own different heads and are otherwise in the same place.
         tensor_group: ranks that share this rank's matrix products.
         replica_group: ranks that hold the same shards.
+        same_heads_group: ranks that hold something of the same heads.
         control: gloo group of all for CPU tensors: agreement on stopping, counts. Costs no device time.
         saving: another one, of nobody but the writer of checkpoints, which may run in a thread of its own.
     """
@@ -53,6 +54,7 @@ class Ranks:
     head_group: dist.ProcessGroup
     tensor_group: dist.ProcessGroup
     replica_group: dist.ProcessGroup
+    same_heads_group: dist.ProcessGroup
     control: dist.ProcessGroup
     saving: dist.ProcessGroup
 
@@ -60,6 +62,12 @@ class Ranks:
     def data_rank(self) -> int:
         """Number of this rank among those that read different data; tensor ranks share theirs."""
         return self.rank // self.sizes.tensor
+
+    @property
+    def everyone(self) -> dist.ProcessGroup:
+        """The group of all ranks, for tensors on their device."""
+        assert dist.group.WORLD is not None
+        return dist.group.WORLD
 
     @property
     def counts(self) -> bool:
@@ -173,6 +181,7 @@ def lay_mesh(
         head_group=group_along("head"),
         tensor_group=group_along("tensor"),
         replica_group=group_along("replicate"),
+        same_heads_group=group_along("replicate", "shard", "tensor"),
         control=dist.new_group(backend=control, timeout=timeout),
         saving=dist.new_group(backend=control, timeout=timeout),
     )
@@ -189,9 +198,7 @@ def groups_of(ranks: Ranks) -> list[dist.ProcessGroup]:
     """All process groups of this rank that training uses; every rank has as many and uses them as often."""
     own = {ranks.trunk_group, ranks.heads_group, ranks.head_group, ranks.tensor_group, ranks.replica_group}
     of_meshes = {group for mesh in (ranks.trunk_mesh, ranks.heads_mesh) for group in mesh.get_all_groups()}
-    world = dist.group.WORLD
-    assert world is not None
-    return list(own | of_meshes | {ranks.control, world})
+    return list(own | of_meshes | {ranks.same_heads_group, ranks.control, ranks.everyone})
 
 
 def wants_cuda(config: Config) -> bool:

@@ -7,6 +7,7 @@ roots of their own, because the step calls them one by one. A rank holds the tru
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from nt_pretrain.config.schema import Config
-from nt_pretrain.models.init import initial_values
-from nt_pretrain.models.llama import Block
-from nt_pretrain.models.multihead import Head, MultiHead, Trunk, build
+from nt_pretrain.models.multihead import Head, MultiHead, Trunk
+from nt_pretrain.models.network import build, values_of
+from nt_pretrain.models.vision import VisionHead, VisionTrunk
+from nt_pretrain.parallel.batch_norm import norms_of, recomputing, synchronise
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.tensor import cut, replace_forward
 from nt_pretrain.sparsity.topology import Held
@@ -39,23 +41,33 @@ def sharded_model(config: Config, ranks: Ranks) -> MultiHead:
         for name, parameter in model.named_parameters():
             held = held_part(parameter)
             index = held.rows[:, None] * held.total_columns + held.columns[None, :]
-            values = initial_values(name, index, seed=config.run.seed, model=config.model)
+            values = values_of(name, tuple(parameter.shape), index, seed=config.run.seed, model=config.model)
             local(parameter).copy_(values.view(local(parameter).shape))
+        for norm in norms_of(model):
+            # Running statistics stay where they are computed with, also where weights are kept elsewhere.
+            norm.running_mean, norm.running_var, norm.num_batches_tracked = (
+                buffer.to(ranks.device) for buffer in norm.buffers()
+            )
+            norm.reset_running_stats()
     return model
 
 
 def placed_model(config: Config, ranks: Ranks) -> MultiHead:
     """The same without storage (meta device). Tensor cuts come first, then recomputation, compilation, shards."""
     with torch.device("meta"):
-        model = build(config.model, ranks.own_heads(config.model.heads))
+        own = ranks.own_heads(config.model.heads)
+        model = build(config.model, own, label_smoothing=config.train.label_smoothing)
     stored = {"pure_bf16": torch.bfloat16, "fp64": torch.float64}.get(config.train.precision)
     if stored is not None:
         model = model.to(stored)
     for root in roots(model):
-        mesh = ranks.trunk_mesh if isinstance(root, Trunk) else ranks.heads_mesh
+        mesh = ranks.trunk_mesh if root is model.trunk else ranks.heads_mesh
         if ranks.sizes.tensor > 1:
+            assert isinstance(root, Trunk | Head), "networks for pictures are not cut"
             cut(root, mesh["tensor"])
-        blocks = [block for block in root.blocks if isinstance(block, Block)]
+        if config.parallel.batch_norm == "all":
+            synchronise(root, ranks.everyone if root is model.trunk else ranks.same_heads_group)
+        blocks = list(root.blocks)
         for block in blocks:
             _recompute(block, config.parallel.activation_checkpoint)
             if config.parallel.compile:
@@ -64,7 +76,11 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
     return model
 
 
-def _shard(root: Trunk | Head, blocks: list[Block], config: Config, mesh: DeviceMesh) -> None:
+Root = Trunk | Head | VisionTrunk | VisionHead
+"""A trunk or a head: what is called from outside."""
+
+
+def _shard(root: Root, blocks: list[nn.Module], config: Config, mesh: DeviceMesh) -> None:
     policy = precision_policy(config)
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if config.parallel.cpu_offload else OffloadPolicy()
 
@@ -82,35 +98,44 @@ def _shard(root: Trunk | Head, blocks: list[Block], config: Config, mesh: Device
         unit.set_modules_to_backward_prefetch(sharded[max(0, at - ahead) : at][::-1])
 
 
-def _recompute(block: Block, what: str) -> None:
+def _recompute(block: nn.Module, what: str) -> None:
     """Let the backward pass compute activations again, of the feed-forward layer (three in five of them) or of all."""
-    module = {"none": None, "selective": block.ffn, "full": block}[what]
-    if module is not None:
+    if what != "none":
+        module = block if what == "full" else block.get_submodule("ffn")
         # The forward is replaced, not the module wrapped: names of parameters stay.
-        replace_forward(module, partial(_checkpointed, module.forward))
+        replace_forward(module, partial(_checkpointed, module, module.forward))
 
 
-def _checkpointed(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    return checkpoint(forward, *arguments, use_reentrant=False)
+def _checkpointed(module: nn.Module, forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), recomputing(module)
+
+    return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts)
 
 
-def roots(model: MultiHead) -> list[Trunk | Head]:
+def roots(model: MultiHead) -> list[Root]:
     """Trunk (if there is one) and heads: the modules that are called from outside."""
     return [*([model.trunk] if model.trunk is not None else []), *own_heads(model).values()]
 
 
-def own_heads(model: MultiHead) -> dict[int, Head]:
+def own_heads(model: MultiHead) -> dict[int, Head | VisionHead]:
     """The heads held here by their number."""
-    return {int(number): head for number, head in model.heads.items() if isinstance(head, Head)}
+    heads = {int(number): head for number, head in model.heads.items() if isinstance(head, Head | VisionHead)}
+    assert len(heads) == len(model.heads), "a head of a family that is not known here"
+    return heads
 
 
 def precision_policy(config: Config) -> MixedPrecisionPolicy:
     """Compute and reduction dtypes of ``train.precision`` and ``parallel.deterministic_reduce``.
 
+    Networks for pictures compute in bf16 by autocast (:mod:`nt_pretrain.parallel.forward`), which leaves their batch
+    norms in fp32: weights are gathered in fp32.
+
     Sums of fp32 gradients of equal micro-batches are exact in fp64 for all practical purposes, hence do not depend on
     how many ranks they are spread over.
     """
-    compute = None if config.train.precision in ("fp32", "fp64") else torch.bfloat16
+    wide = config.train.precision in ("fp32", "fp64") or config.model.sees_pictures
+    compute = None if wide else torch.bfloat16
     exact = config.parallel.deterministic_reduce or config.train.precision == "fp64"
     reduce = torch.float64 if exact else torch.float32
     if config.train.precision == "pure_bf16" and not config.parallel.deterministic_reduce:
@@ -124,6 +149,13 @@ def set_last_micro_batch(model: MultiHead, is_last: bool) -> None:
         assert isinstance(root, FSDPModule)
         root.set_requires_gradient_sync(is_last)
         root.set_is_last_backward(is_last)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free all gathered weights, so that the next forward pass gathers them from the shards as they are then."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
-from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.multihead import MultiHead
-from nt_pretrain.parallel.exchange import gathered
+from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.mesh import Ranks, lay_mesh
 from nt_pretrain.parallel.shard import held_part, own_heads, placed_model, set_last_micro_batch
 from nt_pretrain.rehearsal.traffic import by_axis, of_update
 from nt_pretrain.rehearsal.watch import Sent, Traffic, Watch
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
+from nt_pretrain.train.ema import Average
 from nt_pretrain.train.optim import Optimizer
 from nt_pretrain.train.plan import Plan, make_plan
 from nt_pretrain.train.state import budgets_at
@@ -40,12 +40,12 @@ class RankMemory:
     """Bytes of one rank.
 
     Attributes:
-        weights, moments, topology: this rank's shards.
+        weights, moments, average, topology: this rank's shards; an average of the weights where one is kept.
         gradients: its shards after the backward pass.
         kept: whole gradients that wait for the last micro-batch; 0 without accumulation.
         working: beyond all these at the fullest moment of a step: gathered weights, activations, logits.
-        update: beyond weights, moments, topology and gradients during a topology update (estimate).
-        validation: beyond weights, moments and topology during a validation (estimate).
+        update: beyond these shards and the gradients during a topology update (estimate).
+        validation: beyond these shards during a validation (estimate).
         snapshot: the copy that a checkpoint is written from.
     """
 
@@ -58,10 +58,11 @@ class RankMemory:
     update: int
     validation: int
     snapshot: int
+    average: int = 0
 
     @property
     def stored(self) -> int:
-        return self.weights + self.moments + self.topology + self.snapshot
+        return self.weights + self.moments + self.average + self.topology + self.snapshot
 
     @property
     def step(self) -> int:
@@ -119,6 +120,8 @@ def _run(
     parameters, weights = dict(model.named_parameters()), watch.live
     optimizer = Optimizer(parameters, config.optim)
     moments = watch.live - weights
+    averaged = Average.of(dict(optimizer.shards), config.train.ema_decay) if config.train.ema_decay > 0.0 else None
+    average = watch.live - weights - moments
     budgets = budgets_at(config, shapes_of(config.model), 0)
     layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
     stored = watch.live
@@ -132,38 +135,48 @@ def _run(
     traffic = {name: sent + before.get(name, Sent()) * (plan.accumulation - 2) for name, sent in watch.traffic.items()}
     working = watch.peak - stored - kept
     optimizer.step(optimizer.gradients(), config.optim.lr)
+    if averaged is not None:
+        averaged.update()
     watch.forget_peak()
     _forward(config, ranks, model)
     memory = RankMemory(
         weights=weights,
         moments=moments,
-        topology=stored - weights - moments,
+        average=average,
+        topology=stored - weights - moments - average,
         gradients=gradients,
         kept=kept,
         working=working,
         update=plan.memory.update,
-        validation=watch.peak - stored + plan.memory.read_off,
+        validation=watch.peak - stored + plan.memory.read_off + plan.memory.swapped,
         snapshot=plan.memory.snapshot,
     )
     return memory, traffic, layers
 
 
 def _micro_batch(config: Config, ranks: Ranks, model: MultiHead, *, last: bool) -> None:
-    shape = (config.train.micro_batch, config.data.sequence_length)
-    tokens, documents = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     set_last_micro_batch(model, last)
-    micro_batch_backward(model, config, tokens, tokens, documents, 1.0, ranks.head_group)
+    micro_batch_backward(model, config, _empty(config, config.train.micro_batch), 1.0, ranks.head_group)
+
+
+def _empty(config: Config, samples: int) -> Inputs:
+    """A batch of the right shapes."""
+    if config.model.sees_pictures:
+        size = config.data.picture_size
+        return Inputs(
+            torch.zeros(samples, 3, size, size, dtype=torch.uint8), torch.zeros(samples, dtype=torch.int64), None
+        )
+    tokens = torch.zeros(samples, config.data.sequence_length, dtype=torch.int64)
+    return Inputs(tokens, tokens, torch.zeros_like(tokens))
 
 
 @torch.no_grad()
 def _forward(config: Config, ranks: Ranks, model: MultiHead) -> None:
     """The forward pass of a validation, up to the logits of the last head beside their sum over heads."""
-    shape = (config.eval.micro_batch, config.data.sequence_length)
-    tokens, documents = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    hidden = gathered(model.trunk_output(tokens, make_context(config.model, documents)), 0, ranks.head_group)
-    context = make_context(config.model, gathered(documents, 0, ranks.head_group))
-    total: torch.Tensor | None = None
-    for head in own_heads(model).values():
-        logits = head(hidden, context)
-        total = logits.to(torch.float32, copy=True) if total is None else total
-        del logits
+    with computing(config, ranks.device):
+        _, start, context, _ = run_trunk(model, config, _empty(config, config.eval.micro_batch), ranks.head_group)
+        total: torch.Tensor | None = None
+        for head in own_heads(model).values():
+            logits = head(start, context)
+            total = logits.to(torch.float32, copy=True) if total is None else total
+            del logits

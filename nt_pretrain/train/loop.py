@@ -12,6 +12,7 @@ from nt_pretrain.data.loader import Batch, TrainLoader
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.observe.meters import Meter
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
@@ -25,6 +26,7 @@ from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState, budgets_at
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from nt_pretrain.train.topology import update_topology
+from nt_pretrain.train.validation import Validated
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Parts:
     meter: Meter
     observer: Observer
     requests: Requests
-    validate: Callable[[], dict[str, float]]
+    validate: Callable[[], Validated]
     checkpoints: Checkpoints
     watchdog: Watchdog
 
@@ -66,7 +68,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         with meter.waiting():
             batch = parts.quarantine.next_batch(batches, step)
         watchdog.at(step, "computing gradients")
-        losses = accumulate_gradients(parts.state.model, config, batch.tokens, batch.documents, ranks)
+        losses = accumulate_gradients(state.model, config, inputs_of(batch, config, ranks), ranks)
         if is_update_step(config, step):
             watchdog.at(step, "updating topologies")
             observer.topology_changed(step, *_update_topology(parts, step))
@@ -74,7 +76,9 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
         if not math.isfinite(norm):
             raise DivergedError(f"step {step}: gradient norm {norm}, losses of the heads {losses.per_head}")
-        state.step, state.tokens = step, state.tokens + losses.targets
+        if state.average is not None:
+            state.average.update()
+        state.step, state.targets = step, state.targets + losses.targets
         meter.step(losses.targets)
         if step % config.observe.log_every_steps == 0 or step == config.total_steps:
             values = readings.of_step(losses, head_loss=config.train.head_loss, grad_norm=norm, lr=lr)
@@ -94,7 +98,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         if validation_is_due(config, step):
             watchdog.at(step, "validating")
             with meter.paused():
-                observer.validated(step, parts.validate())
+                observer.validated(step, *parts.validate())
         if decision.stop and not last:
             observer.stopping(step, decision.reason)
             return ExitCode.STOPPED
@@ -102,6 +106,13 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
             tighten_timeout(ranks, config.parallel.timeout_seconds)
             watchdog.allow(config.parallel.timeout_seconds)
     return ExitCode.FINISHED
+
+
+def inputs_of(batch: Batch, config: Config, ranks: Ranks) -> Inputs:
+    """What this rank's samples are as inputs and targets, on its device."""
+    # Sent as they came: token numbers are half as wide, and from pinned memory the copy runs beside the computation.
+    first, second = (array.to(ranks.device, non_blocking=True) for array in batch.arrays)
+    return (Inputs.of_pictures if config.model.sees_pictures else Inputs.of_text)(first, second)
 
 
 def _update_topology(parts: Parts, step: int) -> tuple[dict[str, float], str]:

@@ -13,8 +13,17 @@ from nt_pretrain.config.load import difference
 from nt_pretrain.config.mesh import MeshSizes, mesh_sizes
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.sources import mixture_of
-from nt_pretrain.models.accounting import Accounts, account, attention_flops_per_token, flops_per_token, shapes_of
-from nt_pretrain.sparsity.budget import plan_budgets
+from nt_pretrain.models.accounting import (
+    Accounts,
+    Count,
+    account,
+    attention_flops_per_token,
+    flops_per_token,
+    shapes_of,
+)
+from nt_pretrain.models.network import block_count, vision_of
+from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
+from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.schedule import overall_density, update_count
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
@@ -28,8 +37,11 @@ class Plan:
         single: parameters of one dense model of the same shape, to compare with.
         start_density: of all sparse layers in the first topology.
         accumulation: micro-batches per rank and step.
-        flops_per_token_dense: operations per trained token that are executed: inactive weights are multiplied as zeros.
-        flops_per_token_active: operations per trained token that an ideal sparse kernel would execute.
+        samples: what is counted, "tokens" or "pictures".
+        sequences_per_rank: sequences or pictures of one rank and step.
+        flops_per_sample_dense: operations per trained sample that are executed: inactive weights are multiplied as
+            zeros.
+        flops_per_sample_active: operations per trained sample that an ideal sparse kernel would execute.
         checkpoint_bytes: one checkpoint, all ranks together.
     """
 
@@ -42,22 +54,22 @@ class Plan:
     sequences_per_rank: int
     accumulation: int
     lanes: int
-    sequences_per_step: int
-    tokens_per_step: int
-    total_tokens: int
+    samples: str
+    samples_per_step: int
+    total_samples: int
     topology_updates: int
-    flops_per_token_dense: int
-    flops_per_token_active: int
+    flops_per_sample_dense: int
+    flops_per_sample_active: int
     memory: Memory
     checkpoint_bytes: int
 
     @property
     def total_flops_dense(self) -> int:
-        return self.flops_per_token_dense * self.total_tokens
+        return self.flops_per_sample_dense * self.total_samples
 
     @property
     def total_flops_active(self) -> int:
-        return self.flops_per_token_active * self.total_tokens
+        return self.flops_per_sample_active * self.total_samples
 
 
 def make_plan(config: Config, world_size: int) -> Plan:
@@ -65,11 +77,11 @@ def make_plan(config: Config, world_size: int) -> Plan:
     shapes = shapes_of(config.model)
     budgets = plan_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
     accounts = account(shapes, budgets)
-    attention = attention_flops_per_token(config.model, config.data.sequence_length)
+    flops = _flops_per_sample(config, accounts, budgets)
     sizes = mesh_sizes(config, world_size)
     sequences = config.train.global_batch // sizes.data
     accumulation = max(1, sequences // config.train.micro_batch)
-    tokens = config.train.global_batch * config.data.sequence_length
+    samples = config.train.global_batch * (1 if config.model.sees_pictures else config.data.sequence_length)
     single = config.model.model_copy(update={"heads": 1})
     return Plan(
         sizes=sizes,
@@ -81,15 +93,23 @@ def make_plan(config: Config, world_size: int) -> Plan:
         sequences_per_rank=sequences,
         accumulation=accumulation,
         lanes=config.lanes,
-        sequences_per_step=config.train.global_batch,
-        tokens_per_step=tokens,
-        total_tokens=tokens * config.total_steps,
+        samples=config.model.samples,
+        samples_per_step=samples,
+        total_samples=samples * config.total_steps,
         topology_updates=update_count(config),
-        flops_per_token_dense=flops_per_token(accounts.per_token.total, attention),
-        flops_per_token_active=flops_per_token(accounts.per_token.active, attention),
+        flops_per_sample_dense=flops.total,
+        flops_per_sample_active=flops.active,
         memory=estimate(config, shapes, budgets, sizes, accumulation=accumulation),
         checkpoint_bytes=checkpoint_bytes(config, shapes, budgets),
     )
+
+
+def _flops_per_sample(config: Config, accounts: Accounts, budgets: dict[str, LayerBudget]) -> Count:
+    """Operations of training on one token or picture: of all weights, and of the active ones."""
+    if config.model.sees_pictures:
+        return flops_per_picture(picture_cost(vision_of(config.model), config.data.picture_size, budgets).all)
+    attention = attention_flops_per_token(config.model, config.data.sequence_length)
+    return Count(*(flops_per_token(each, attention) for each in (accounts.per_token.total, accounts.per_token.active)))
 
 
 def render(plan: Plan, config: Config) -> str:
@@ -109,13 +129,16 @@ def render(plan: Plan, config: Config) -> str:
 
 def _model_in_words(config: Config) -> str:
     model, sparsity = config.model, config.sparsity
-    trunk = model.layers - model.blocks_in_head
+    blocks = block_count(model)
+    trunk = blocks - model.blocks_in_head
     if model.heads == 1:
-        shape = f"one model of {model.layers} blocks"
+        shape = f"one model of {blocks} blocks"
     elif trunk == 0:
-        shape = f"a deep ensemble of {model.heads} models of {model.layers} blocks"
+        shape = f"a deep ensemble of {model.heads} models of {blocks} blocks"
     else:
         shape = f"{model.heads} heads of {model.blocks_in_head} blocks on a trunk of {trunk}"
+    if model.sees_pictures:
+        shape = f"{model.family}, {shape}"
     if sparsity.density == 1.0:
         return f"{shape}, dense"
     unit = "single weights" if sparsity.unit == 1 else f"blocks of {sparsity.unit} x {sparsity.unit}"
@@ -167,13 +190,19 @@ def _work(plan: Plan, config: Config) -> Table:
     batch, micro = config.train.global_batch, config.train.micro_batch
     who = "ranks" if plan.sizes.tensor == 1 else f"groups of {plan.sizes.tensor} ranks"
     parts = f"{plan.sizes.data:,} {who} x {plan.accumulation:,} micro-batches of {micro:,}"
+    pictures = config.model.sees_pictures
+    what, one = ("pictures", "picture") if pictures else ("sequences", "token")
     rows = {
-        "sequences per step": f"{batch:,} = {parts}",
-        "sequences per rank and step": f"{plan.sequences_per_rank:,}",
+        f"{what} per step": f"{batch:,} = {parts}",
+        f"{what} per rank and step": f"{plan.sequences_per_rank:,}",
         "lanes of data": f"{plan.lanes:,}, {plan.lanes // plan.sizes.data:,} per rank",
-        "tokens per step": f"{plan.tokens_per_step:,} (sequences of {config.data.sequence_length:,})",
+    }
+    if not pictures:
+        length = config.data.sequence_length
+        rows["tokens per step"] = f"{plan.samples_per_step:,} (sequences of {length:,})"
+    rows |= {
         "steps": f"{plan.total_steps:,}, the first {plan.warmup_steps:,} of them warm-up",
-        "tokens in all": f"{plan.total_tokens:,}",
+        f"{plan.samples} in all": f"{plan.total_samples:,}",
     }
     for first, shares in _mixture(config).items():
         rows["sources" if first == 1 else f"sources from step {first:,}"] = shares
@@ -183,8 +212,8 @@ def _work(plan: Plan, config: Config) -> Table:
     if plan.start_density != config.sparsity.density:
         rows["density"] = f"{plan.start_density:g} to {config.sparsity.density:g}"
     rows |= {
-        "FLOPs per token, dense": f"{_power(plan.flops_per_token_dense)} (executed)",
-        "FLOPs per token, active": _power(plan.flops_per_token_active),
+        f"FLOPs per {one}, dense": f"{_power(plan.flops_per_sample_dense)} (executed)",
+        f"FLOPs per {one}, active": _power(plan.flops_per_sample_active),
         "FLOPs in all, dense": f"{_power(plan.total_flops_dense)} (executed)",
         "FLOPs in all, active": _power(plan.total_flops_active),
         "one checkpoint": readable_bytes(plan.checkpoint_bytes),
@@ -215,17 +244,24 @@ def _memory(plan: Plan) -> Table:
         "weights gathered for use": memory.gathered,
         f"gradients{unsharded}": memory.gradients,
         "moments": memory.moments,
+        "moving average of the weights": memory.average,
         "topology": memory.topology,
         "activations": memory.activations,
         "logits and loss": memory.loss,
         "topology update (when gathered, activations, loss are gone)": memory.update,
         "validation (when gradients, activations, loss are gone)": memory.validation,
         "copy that a checkpoint is written from": memory.snapshot,
+        "weights that wait while their average is validated": memory.swapped,
         "of all these in the host's memory": memory.host,
         "peak": memory.peak,
     }
+    only_if_any = {
+        "moving average of the weights",
+        "weights that wait while their average is validated",
+        "of all these in the host's memory",
+    }
     for name, size in rows.items():
-        if size or name != "of all these in the host's memory":
+        if size or name not in only_if_any:
             table.add_row(f"  {name}", readable_bytes(size))
     return table
 

@@ -17,8 +17,41 @@ from nt_pretrain.train.state import TrainState
 def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks) -> Position:
     """Read the checkpoint into ``state``; returns the data position after it.
 
+    An average of the weights that the checkpoint does not have (``train.ema_decay`` is new) starts from its weights.
+
     Raises:
         CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
+    """
+    refuse_other_model(found, wanted)
+    tensors = state.checkpoint_tensors()
+    starting = _starts_averaging(state, found)
+    if starting:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
+    load_tensors(found.path, tensors, group=ranks.control)
+    if starting and state.average is not None:
+        state.average.restart()
+    try:
+        state.restore(found.state)
+        position = Position.from_json(found.state["position"])
+        saved_digest = found.state["topology_digest"]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{found.path} was written by another version of this program: its state lacks {error}. Start a new run "
+            "with another run.name, or go on with that version"
+        ) from None
+    if config.sparsity.grown_moments != "warm":
+        state.forget_inactive_moments()
+    digest = state.digest(ranks)
+    if digest != saved_digest:
+        raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
+    return position
+
+
+def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
+    """Compare what a checkpoint says of itself with ``wanted``, the identity of the run that would read it.
+
+    Raises:
+        CheckpointError: it is another model's or tokenizer's; with every difference.
     """
     if not all(isinstance(found.identity.get(key), type(value)) for key, value in wanted.items()):
         raise CheckpointError(
@@ -40,22 +73,6 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
             f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"
             "Set these back, or start a new run with another run.name."
         )
-    load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
-    try:
-        state.restore(found.state)
-        position = Position.from_json(found.state["position"])
-        saved_digest = found.state["topology_digest"]
-    except KeyError as error:
-        raise CheckpointError(
-            f"{found.path} was written by another version of this program: its state lacks {error}. Start a new run "
-            "with another run.name, or go on with that version"
-        ) from None
-    if config.sparsity.grown_moments != "warm":
-        state.forget_inactive_moments()
-    digest = state.digest(ranks)
-    if digest != saved_digest:
-        raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
-    return position
 
 
 def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: Config) -> str:
@@ -72,7 +89,13 @@ def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: C
             if before[section].get(key) != value
         ]
         text += "; changed since: " + ", ".join(changes) if changes else "; configuration unchanged"
+    if _starts_averaging(state, found):
+        text += "; train.ema_decay: the average starts from these weights, the checkpoint has none"
     return text
+
+
+def _starts_averaging(state: TrainState, found: Found) -> bool:
+    return state.average is not None and not found.state.get("averaged", False)
 
 
 def how_to_go_on(config: Config, command: str) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 from collections.abc import Iterator
 from typing import IO
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.checkpoint.folders import remove_leftovers
@@ -23,8 +21,6 @@ from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Position
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.tokenizer import load_tokenizer
-from nt_pretrain.data.validation import unigram_counts, validation_batches
-from nt_pretrain.eval.validate import unigram_loss, validate
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
@@ -45,8 +41,8 @@ from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
 from nt_pretrain.train.state import TrainState, fresh_state, identity
-from nt_pretrain.train.step import split_targets
 from nt_pretrain.train.together import on_all
+from nt_pretrain.train.validation import Validation
 
 
 def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
@@ -75,7 +71,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     requests.listen()
     with _failure_in_status(config, ranks, rundir):
         state = fresh_state(config, ranks)
-        saved_as = identity(config, on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256)
+        saved_as = identity(config, on_all(ranks, lambda: _tokenizer_hash(config)))
         clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
         found = newest_valid(rundir.checkpoints, group=ranks.control)
         position = resume(state, found, config, saved_as, ranks) if found else None
@@ -99,14 +95,14 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
     with contextlib.closing(observer), contextlib.closing(checkpoints), contextlib.closing(watchdog):
         try:
-            validation = Validation(config, state, ranks)
+            validation = Validation(config, state, ranks, rundir)
             loader = on_all(ranks, lambda: _loader(config, ranks, position))
             if loader.changes:
                 observer.warned(state.step, "data.allow_change: going on although " + "; ".join(loader.changes))
             quarantine = Quarantine(ranks, observer, loader.documents, config.data.max_bad_fraction)
             quarantine.restore(found.state.get("quarantine", {}) if found else {})
             if missed:
-                observer.validated(state.step, validation.measure())
+                observer.validated(state.step, *validation.measure())
             parts = Parts(
                 config, ranks, state, loader, quarantine, meter, observer, requests, validation.measure, checkpoints,
                 watchdog,
@@ -185,13 +181,19 @@ def _console(config: Config, ranks: Ranks) -> Console:
         total_steps=config.total_steps,
         world=ranks.world,
         device="gpu" if ranks.device.type == "cuda" else "rank",
+        samples=config.model.samples,
         memory_total=memory_total_bytes(ranks.device),
     )
 
 
+def _tokenizer_hash(config: Config) -> str:
+    """sha256 of the tokenizer; empty for pictures."""
+    return "" if config.model.sees_pictures else load_tokenizer(config.data.tokenizer).sha256
+
+
 def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoader:
-    """Raises DataError if the data is not there, does not fit the position, or is none of text."""
-    Sources.of_text(config, "train")
+    """Raises DataError if the data is not there, does not fit the position, or is not of the model's kind."""
+    Sources.of_model(config, "train")
     return TrainLoader(
         config,
         rank=ranks.data_rank,
@@ -207,9 +209,10 @@ def _meter(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Meter
         device=ranks.device,
         world=ranks.world,
         remaining_steps=config.total_steps - state.step,
-        flops_per_token=plan.flops_per_token_dense,
+        samples=plan.samples,
+        flops_per_sample=plan.flops_per_sample_dense,
         peak=config.observe.peak_tflops,
-        tokens_before=state.tokens,
+        samples_before=state.targets,
         hours_before=state.seconds / 3600,
     )
 
@@ -222,27 +225,3 @@ def _observer(
         recorder = Recorder(rundir, start_step=state.step, tensorboard=config.observe.tensorboard)
     density = readings.of_topology(state.budgets) if state.budgets else {}
     return Observer(rundir, console, recorder, meter, total_steps=config.total_steps, density=density)
-
-
-class Validation:
-    """The validation of this run: fixed sequences, and the unigram level they are held against."""
-
-    def __init__(self, config: Config, state: TrainState, ranks: Ranks) -> None:
-        self._config, self._state, self._ranks = config, state, ranks
-        self._unigram: float | None = None
-        if config.eval.unigram_tokens:
-            counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
-            self._unigram = unigram_loss(counts, self._batches(), ranks)
-
-    def measure(self) -> dict[str, float]:
-        """Readings named in docs/RUNDIR.md. Collective."""
-        values = validate(self._state.model, self._config, self._batches(), self._ranks)
-        if self._unigram is not None:
-            values["validation/unigram_perplexity"] = math.exp(self._unigram)
-        return values
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        config, ranks = self._config, self._ranks
-        batches = on_all(ranks, lambda: list(validation_batches(config, rank=ranks.data_rank, world=ranks.sizes.data)))
-        for tokens, documents in batches:
-            yield split_targets(tokens, documents)

@@ -12,26 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nt_pretrain.config.family import OF_PICTURES, OF_TEXT
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import Shapes, shapes_of
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import held_part, like_parameter, local, sharded_model
 from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.schedule import overall_density
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
 from nt_pretrain.sparsity.update import LayerTensors
+from nt_pretrain.train.ema import Average
 from nt_pretrain.train.optim import Optimizer
 from nt_pretrain.train.topology import draw_topology, topology_digest
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer and topology of this rank, and how far the run has come.
+    """Model, optimizer, topology and average of weights of this rank, and how far the run has come.
 
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
-    sparse layers of the model. ``step`` counts finished optimizer steps, ``tokens`` the targets of all ranks,
-    ``seconds`` the time of all attempts.
+    sparse layers of the model. ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens
+    or pictures), ``seconds`` the time of all attempts.
     """
 
     model: MultiHead
@@ -40,11 +43,12 @@ class TrainState:
     layers: list[SparseLayer]
     budgets: dict[str, LayerBudget]
     step: int = 0
-    tokens: int = 0
+    targets: int = 0
     seconds: float = 0.0
+    average: Average | None = None
 
     def layer_tensors(self) -> dict[str, LayerTensors]:
-        """Weight, dense gradient and moments of every sparse layer, as this rank's shards."""
+        """Weight, dense gradient, moments and average of every sparse layer, as this rank's shards."""
         tensors = {}
         for layer in self.layers:
             parameter = self.parameters[layer.name]
@@ -54,6 +58,7 @@ class TrainState:
                 local(parameter.grad),
                 self.optimizer.first_moment(layer.name),
                 self.optimizer.second_moment(layer.name),
+                self.average.values[layer.name] if self.average is not None else None,
             )
         return tensors
 
@@ -62,8 +67,11 @@ class TrainState:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"model.{name}"] = parameter.detach()
-            tensors[f"first_moment.{name}"] = like_parameter(self.optimizer.first_moment(name), parameter)
-            tensors[f"second_moment.{name}"] = like_parameter(self.optimizer.second_moment(name), parameter)
+            for kind, moment in self.optimizer.moments(name).items():
+                tensors[f"{kind}.{name}"] = like_parameter(moment, parameter)
+        for name, values in self.average.values.items() if self.average is not None else []:
+            held = self.parameters.get(name)
+            tensors[f"ema.{name}"] = values if held is None else like_parameter(values, held)
         for layer in self.layers:
             parameter = self.parameters[layer.name]
             for kind, flags in (("active", layer.active), ("explored", layer.explored)):
@@ -71,15 +79,17 @@ class TrainState:
                 bytes_ = flags.view(torch.uint8)
                 placed = bytes_ if layer.is_replicated else like_parameter(bytes_, parameter)
                 tensors[f"{kind}.{layer.name}"] = placed
-        return tensors
+        # Running statistics of batch norms, the same on all ranks that hold them.
+        return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(self.model).items()}
 
     def facts(self, ranks: Ranks) -> dict[str, Any]:
         """What a checkpoint holds beside tensors and the data position (JSON)."""
         return {
             "step": self.step,
-            "tokens": self.tokens,
+            "tokens": self.targets,
             "seconds": self.seconds,
             "optimizer_steps": self.optimizer.steps_taken(),
+            "averaged": self.average is not None,
             "active_units": {name: budget.active for name, budget in self.budgets.items()},
             "topology_digest": self.digest(ranks),
         }
@@ -92,12 +102,12 @@ class TrainState:
         for layer in self.layers:
             if layer.budget.active < layer.budget.units:
                 flags = layer.elements(layer.active)
-                mask_(self.optimizer.first_moment(layer.name), flags)
-                mask_(self.optimizer.second_moment(layer.name), flags)
+                for moment in self.optimizer.moments(layer.name).values():
+                    mask_(moment, flags)
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Counters from :meth:`facts`; tensors were read in place before."""
-        self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
+        self.step, self.targets, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.optimizer.set_steps_taken(facts["optimizer_steps"])
         for name, budget in self.budgets.items():
             self.budgets[name] = LayerBudget(budget.shape, budget.unit, budget.units, facts["active_units"][name])
@@ -120,7 +130,7 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     """Initial weights, first topology, empty optimizer: a function of the configuration, not of the ranks."""
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
-    optimizer = Optimizer(parameters, config.optim)
+    optimizer = Optimizer(parameters, config.optim, exact=config.parallel.deterministic_reduce)
     budgets = budgets_at(config, shapes_of(config.model), 0)
     layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
     state = TrainState(model, parameters, optimizer, layers, budgets)
@@ -128,6 +138,9 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     with torch.no_grad():
         for layer in state.layers:
             mask_(optimizer.shards[layer.name], layer.elements(layer.active))
+    if config.train.ema_decay > 0.0:
+        # Running statistics with the weights: those of the weights are not those of their average.
+        state.average = Average.of(dict(optimizer.shards) | statistics_of(model), config.train.ema_decay)
     return state
 
 
@@ -135,8 +148,10 @@ def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that loads it (JSON)."""
     keys = ("density", "density_schedule", "density_start", "distribution", "group_density", "unit", "scope")
     sparsity = config.sparsity.model_dump(mode="json")
+    others = OF_TEXT["model"] if config.model.sees_pictures else ("family", *OF_PICTURES["model"])
     return {
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.model_dump(mode="json", exclude=set(others)),
+        "optimizer": {"algorithm": config.optim.algorithm},
         "sparsity": {key: sparsity[key] for key in keys},
         "tokenizer": tokenizer_sha256,
         "weights": {"pure_bf16": "bf16", "fp64": "fp64"}.get(config.train.precision, "fp32"),

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.groups import group_of
-from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.batch_norm import average_statistics
 from nt_pretrain.parallel.collectives import exact_sums
-from nt_pretrain.parallel.exchange import gathered, scattered_sum, width
+from nt_pretrain.parallel.exchange import scattered_sum, width
+from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import own_heads, set_last_micro_batch
+from nt_pretrain.parallel.shard import own_heads, roots, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
 from nt_pretrain.train.optim import Optimizer
 
@@ -41,34 +42,22 @@ class Losses:
         return (self.sums / self.targets).tolist()
 
 
-def split_targets(tokens: Tensor, documents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(inputs, targets, documents of the inputs), each [S, T], from [S, T + 1]; padding is no target."""
-    targets = tokens[:, 1:].long().masked_fill(documents[:, 1:] < 0, IGNORED)
-    return tokens[:, :-1].long(), targets, documents[:, :-1]
-
-
 def micro_batch_backward(
-    model: MultiHead,
-    config: Config,
-    inputs: Tensor,
-    targets: Tensor,
-    documents: Tensor,
-    scale: float,
-    head_group: dist.ProcessGroup | None = None,
+    model: MultiHead, config: Config, batch: Inputs, scale: float, head_group: dist.ProcessGroup | None = None
 ) -> Tensor:
     """Backward of ``scale`` times the sum of the heads' loss sums; returns those of the heads held here, [M] (fp64).
 
     Each head sees the micro-batches of all ranks of ``head_group``, whose trunks ran each its own.
     """
-    hidden = model.trunk_output(inputs, make_context(config.model, documents))
-    targets, documents = (gathered(each, 0, head_group) for each in (targets, documents))
-    context = make_context(config.model, documents)
-    start = gathered(hidden.detach(), 0, head_group)
+    device = batch.inputs.device
+    with computing(config, device):
+        hidden, start, context, targets = run_trunk(model, config, batch, head_group)
     if model.trunk is not None:
         start.requires_grad_()
-    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=inputs.device)
+    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=device)
     for number, head in own_heads(model).items():
-        loss = head(start, context, targets, config.train.loss_chunk)
+        with computing(config, device):
+            loss = head(start, context, targets, config.train.loss_chunk)
         loss.backward(torch.full_like(loss, scale))
         sums[number] = loss.detach().double()
         del loss
@@ -81,16 +70,14 @@ def micro_batch_backward(
     return sums
 
 
-def accumulate_gradients(model: MultiHead, config: Config, tokens: Tensor, documents: Tensor, ranks: Ranks) -> Losses:
-    """Gradients of the global token-weighted mean loss from this rank's sequences [S, T + 1], reduced over all ranks.
+def accumulate_gradients(model: MultiHead, config: Config, batch: Inputs, ranks: Ranks) -> Losses:
+    """Gradients of the global mean loss over targets from this rank's samples, reduced over all ranks.
 
     The number of targets is added over ranks before the first backward, so that every target of the global batch weighs
     the same wherever padding fell. Gradients travel once, in the backward of the last micro-batch.
     """
-    inputs, targets, documents = split_targets(
-        tokens.to(ranks.device, non_blocking=True), documents.to(ranks.device, non_blocking=True)
-    )
-    count = (targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
+    batch = batch.to(ranks.device)
+    count = (batch.targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
     dist.all_reduce(count, group=ranks.control)
     # FSDP averages a head's gradient over its ranks; the loss is a sum over them.
     scale = ranks.sizes.replicate * ranks.sizes.shard / max(1, int(count))
@@ -98,12 +85,12 @@ def accumulate_gradients(model: MultiHead, config: Config, tokens: Tensor, docum
         scale /= config.model.heads
     size = config.train.micro_batch
     sums = torch.zeros(config.model.heads, dtype=torch.float64, device=ranks.device)
-    for first in range(0, len(inputs), size):
-        part = slice(first, first + size)
-        set_last_micro_batch(model, first + size >= len(inputs))
-        sums += micro_batch_backward(
-            model, config, inputs[part], targets[part], documents[part], scale, ranks.head_group
-        )
+    for first in range(0, batch.samples, size):
+        set_last_micro_batch(model, first + size >= batch.samples)
+        sums += micro_batch_backward(model, config, batch.part(first, size), scale, ranks.head_group)
+    if config.parallel.batch_norm == "rank":
+        for root in roots(model):
+            average_statistics(root, ranks.everyone if root is model.trunk else ranks.same_heads_group)
     sums = sums.cpu() * ranks.counts
     dist.all_reduce(sums, group=ranks.control)
     return Losses(sums, int(count))

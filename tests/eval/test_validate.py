@@ -7,9 +7,10 @@ import torch
 
 from nt_pretrain.config.schema import EvalSection
 from nt_pretrain.eval.validate import unigram_loss, validate
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.state import fresh_state
-from nt_pretrain.train.step import accumulate_gradients, apply_gradients, split_targets
+from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from tests.gloo import run_ranks
 from tests.train.worlds import sequences, tiny
 
@@ -19,7 +20,7 @@ def _batches(rank: int, world: int, size: int):
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
     tokens, documents = tokens[mine], documents[mine]
     for first in range(0, len(tokens), size):
-        yield split_targets(tokens[first : first + size], documents[first : first + size])
+        yield Inputs.of_text(tokens[first : first + size], documents[first : first + size])
 
 
 def _validate(rank: int, world: int, size: int, rule: str) -> dict[str, float]:
@@ -32,7 +33,7 @@ def _validate(rank: int, world: int, size: int, rule: str) -> dict[str, float]:
     # Training goes on after a validation as if there had been none.
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
     tokens, documents = sequences(1)
-    accumulate_gradients(state.model, config, tokens[mine], documents[mine], ranks)
+    accumulate_gradients(state.model, config, Inputs.of_text(tokens[mine], documents[mine]), ranks)
     values["norm"] = apply_gradients(state.optimizer, state.layers, config, ranks, 1e-2)
     return values
 
@@ -60,7 +61,7 @@ def test_headline_follows_the_rule_and_the_authors_divisor_is_too_low():
 def test_unigram_level():
     values = run_ranks(_validate, 1, 8, "probability")[0]
     tokens, documents = sequences(99)
-    _, targets, _ = split_targets(tokens, documents)
+    _, targets, _ = Inputs.of_text(tokens, documents)
     frequency = (torch.arange(160.0).double() + 1) / (torch.arange(160.0).double() + 1).sum()
     expected = -frequency.log()[targets[targets >= 0]].mean()
     assert values["unigram"] == pytest.approx(float(expected))

@@ -41,7 +41,7 @@ def test_products_run_at_a_share_of_the_peak() -> None:
     found = config()
     made = forecast(found, rehearsal(found, 8), MACHINE, Assumptions(efficiency=0.5))
     plan = make_plan(found, 8)
-    assert made.compute == pytest.approx(plan.flops_per_token_dense * 64 * 256 / 8 / (989.4e12 * 0.5))
+    assert made.compute == pytest.approx(plan.flops_per_sample_dense * 64 * 256 / 8 / (989.4e12 * 0.5))
     assert made.mfu < 0.5
     assert made.mfu == pytest.approx(0.5 * made.compute / made.step)
 

@@ -13,10 +13,11 @@ import torch
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.validate import validate
 from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.rehearsal.step import rehearse
 from nt_pretrain.train.state import fresh_state
-from nt_pretrain.train.step import accumulate_gradients, apply_gradients, split_targets
+from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from tests.gloo import run_ranks
 from tests.train.worlds import change
 
@@ -60,7 +61,7 @@ def train(rank: int, config: Config) -> dict[str, int]:
     peaks = {}
     for step in (1, 2):
         forget_peak()
-        accumulate_gradients(state.model, config, tokens, documents, ranks)
+        accumulate_gradients(state.model, config, Inputs.of_text(tokens, documents), ranks)
         peaks["step"] = resident("VmHWM")
         forget_peak()
         change(state, config, ranks, step)
@@ -68,7 +69,7 @@ def train(rank: int, config: Config) -> dict[str, int]:
         apply_gradients(state.optimizer, state.layers, config, ranks, 1e-3)
     batch = tokens[: config.eval.micro_batch], documents[: config.eval.micro_batch]
     forget_peak()
-    validate(state.model, config, [split_targets(*batch)], ranks)
+    validate(state.model, config, [Inputs.of_text(*batch)], ranks)
     return peaks | {"validation": resident("VmHWM")}
 
 

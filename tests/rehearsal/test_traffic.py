@@ -10,6 +10,7 @@ import torch
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.groups import part_of
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.rehearsal.step import rehearse
 from nt_pretrain.rehearsal.traffic import by_axis
@@ -42,7 +43,9 @@ def watched(rank: int, world: int, config: Config) -> tuple[dict[str, Sent], int
     with Watch() as step:
         for part in range(parts):
             set_last_micro_batch(state.model, part == parts - 1)
-            micro_batch_backward(state.model, config, tokens, tokens, torch.zeros_like(tokens), 1.0, ranks.head_group)
+            micro_batch_backward(
+                state.model, config, Inputs(tokens, tokens, torch.zeros_like(tokens)), 1.0, ranks.head_group
+            )
     with Watch() as update:
         change(state, config, ranks, 1)
         state.digest(ranks)

@@ -18,6 +18,7 @@ from nt_pretrain.checkpoint.save import save
 from nt_pretrain.config.schema import Config, DataSection
 from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Position
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.train.checkpoints import position_after
 from nt_pretrain.train.state import TrainState, fresh_state, identity
@@ -67,7 +68,7 @@ def snapshot(state: TrainState, ranks: Ranks, tokens: torch.Tensor) -> Snapshot:
     dist.all_gather_object(told, (own, tokens.tolist() if ranks.counts else []))
     merged = {name: value for each, _ in told for name, value in each.items()}
     rows = sorted(row for _, part in told for row in part)
-    return Snapshot(merged, state.digest(ranks), state.step, state.tokens, rows)
+    return Snapshot(merged, state.digest(ranks), state.step, state.targets, rows)
 
 
 def save_all(rank: int, world: int, configs: dict[str, Config], folder: Path) -> dict[str, Snapshot]:
@@ -79,11 +80,11 @@ def save_all(rank: int, world: int, configs: dict[str, Config], folder: Path) ->
         batches = iter(TrainLoader(config, rank=ranks.data_rank, world=ranks.sizes.data, position=None))
         for step in range(1, STEPS + 1):
             batch = next(batches)
-            losses = accumulate_gradients(state.model, config, batch.tokens, batch.documents, ranks)
+            losses = accumulate_gradients(state.model, config, Inputs.of_text(batch.tokens, batch.documents), ranks)
             if step == STEPS - 1:
                 change(state, config, ranks, step)
             apply_gradients(state.optimizer, state.layers, config, ranks, 1e-3)
-            state.step, state.tokens = step, state.tokens + losses.targets
+            state.step, state.targets = step, state.targets + losses.targets
         facts = state.facts(ranks) | {"position": position_after(batch, ranks).to_json()}
         save(
             folder / name, STEPS, state.checkpoint_tensors(), facts, identity=identity(config, "x"), group=ranks.saving

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nt_pretrain.config.schema import Config, ModelSection, OptimSection, ParallelSection, SparsitySection, TrainSection
 from nt_pretrain.counter_random import key_of, normal
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.sparsity.schedule import is_update_step
 from nt_pretrain.train.state import TrainState, fresh_state
@@ -91,7 +92,7 @@ def train(rank: int, world: int, config: Config) -> Outcome:
     first = whole(state), state.digest(ranks)
     losses, norms, digests = [], [], []
     for step in range(1, STEPS + 1):
-        found = accumulate_gradients(state.model, config, *batch(step, ranks), ranks)
+        found = accumulate_gradients(state.model, config, Inputs.of_text(*batch(step, ranks)), ranks)
         if is_update_step(config, step):
             change(state, config, ranks, step)
         norms.append(apply_gradients(state.optimizer, state.layers, config, ranks, config.optim.lr))

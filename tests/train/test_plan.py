@@ -29,12 +29,12 @@ def test_numbers() -> None:
     assert plan.single == 4 * block + 2 * 100 * 32 + 8 * 32 + 32
     assert (plan.sequences_per_rank, plan.accumulation, plan.lanes) == (16, 4, 32)
     assert (plan.total_steps, plan.warmup_steps, plan.topology_updates) == (200, 10, 20)
-    assert (plan.tokens_per_step, plan.total_tokens) == (512, 102_400)
+    assert (plan.samples_per_step, plan.total_samples) == (512, 102_400)
     attention = 6 * 32 * 16 * 8
-    assert plan.flops_per_token_dense == 6 * (matrices - 100 * 32) + attention
-    assert plan.flops_per_token_active == 6 * plan.accounts.per_token.active + attention
-    assert plan.total_flops_dense == plan.flops_per_token_dense * 102_400
-    assert plan.total_flops_active == plan.flops_per_token_active * 102_400
+    assert plan.flops_per_sample_dense == 6 * (matrices - 100 * 32) + attention
+    assert plan.flops_per_sample_active == 6 * plan.accounts.per_token.active + attention
+    assert plan.total_flops_dense == plan.flops_per_sample_dense * 102_400
+    assert plan.total_flops_active == plan.flops_per_sample_active * 102_400
     assert plan.start_density == 0.5
 
 
@@ -42,7 +42,7 @@ def test_a_dense_run_has_no_topology() -> None:
     plan = make_plan(CONFIG.model_copy(update={"sparsity": Config().sparsity}), 1)
     assert plan.topology_updates == 0 and plan.memory.topology == 0
     assert plan.accounts.all.active == plan.accounts.all.total
-    assert plan.flops_per_token_active == plan.flops_per_token_dense
+    assert plan.flops_per_sample_active == plan.flops_per_sample_dense
 
 
 def test_text() -> None:

@@ -4,16 +4,17 @@ import torch
 from torch import nn
 
 from nt_pretrain.models.llama import make_context
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.state import fresh_state
-from nt_pretrain.train.step import accumulate_gradients, apply_gradients, micro_batch_backward, split_targets
+from nt_pretrain.train.step import accumulate_gradients, apply_gradients, micro_batch_backward
 from tests.gloo import run_ranks
 from tests.models.test_multihead import SMALL, filled
 from tests.train.worlds import sequences, tiny
 
 
 def batch():
-    return split_targets(*sequences(1))
+    return Inputs.of_text(*sequences(1))
 
 
 def joint_gradients(config, model) -> dict[str, torch.Tensor]:
@@ -31,7 +32,7 @@ def test_equals_the_joint_backward():
     expected = joint_gradients(config, model)
     model.zero_grad()
     inputs, targets, documents = batch()
-    micro_batch_backward(model, config, inputs % 97, targets % 97, documents, 0.01)
+    micro_batch_backward(model, config, Inputs(inputs % 97, targets % 97, documents), 0.01)
     for name, parameter in model.named_parameters():
         error = (parameter.grad - expected[name]).norm() / expected[name].norm()
         assert error < 1e-6, name
@@ -70,7 +71,7 @@ def peak_bytes(heads: int) -> int:
     inputs, targets, documents = batch()
     counter = PeakOfSavedTensors()
     with counter:
-        micro_batch_backward(model, config, inputs % 97, targets % 97, documents, 1.0)
+        micro_batch_backward(model, config, Inputs(inputs % 97, targets % 97, documents), 1.0)
     assert counter.live == 0
     return counter.peak
 
@@ -83,7 +84,7 @@ def _masked_step(rank: int, world: int, warm: bool):
     config = tiny(sparsity={"grown_moments": "warm" if warm else "mean"}, optim={"clip": 1e9})
     ranks = connect(config)
     state = fresh_state(config, ranks)
-    accumulate_gradients(state.model, config, *sequences(1), ranks)
+    accumulate_gradients(state.model, config, Inputs.of_text(*sequences(1)), ranks)
     active = {layer.name: layer.active.view(state.parameters[layer.name].shape) for layer in state.layers}
     square = sum(
         float((gradient * active.get(name, True)).double().square().sum())
@@ -109,7 +110,7 @@ def _clipped(rank: int, world: int, clip: float):
     config = tiny(optim={"clip": clip})
     ranks = connect(config)
     state = fresh_state(config, ranks)
-    accumulate_gradients(state.model, config, *sequences(1), ranks)
+    accumulate_gradients(state.model, config, Inputs.of_text(*sequences(1)), ranks)
     norm = apply_gradients(state.optimizer, state.layers, config, ranks, 1e-2)
     moments = [state.optimizer.first_moment(name) for name in state.parameters]
     return norm, float(torch.stack([m.double().square().sum() for m in moments]).sum().sqrt())
@@ -129,7 +130,7 @@ def _not_finite(rank: int, world: int):
     ranks = connect(config)
     state = fresh_state(config, ranks)
     before = [parameter.full_tensor().clone() for parameter in state.parameters.values()]
-    accumulate_gradients(state.model, config, *sequences(1), ranks)
+    accumulate_gradients(state.model, config, Inputs.of_text(*sequences(1)), ranks)
     next(iter(state.optimizer.gradients().values())).view(-1)[0] = float("nan")
     norm = apply_gradients(state.optimizer, state.layers, config, ranks, 1e-2)
     same = [torch.equal(a, b.full_tensor()) for a, b in zip(before, state.parameters.values(), strict=True)]

@@ -10,6 +10,7 @@ import torch
 
 from nt_pretrain.config.schema import Config, ModelSection, OptimSection, ParallelSection, SparsitySection, TrainSection
 from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
 from nt_pretrain.train.state import TrainState, budgets_at, fresh_state
@@ -29,6 +30,7 @@ class Trace:
     first_weights: str
     first_topology: str
     weights: str
+    average: str
     values: list[float]
 
 
@@ -78,12 +80,19 @@ def train_rank(rank: int, world: int, config: Config) -> Trace:
     for step in range(1, config.total_steps + 1):
         tokens, documents = sequences(step)
         mine = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
-        found = accumulate_gradients(state.model, config, tokens[mine], documents[mine], ranks)
+        found = accumulate_gradients(state.model, config, Inputs.of_text(tokens[mine], documents[mine]), ranks)
         if is_update_step(config, step):
             change(state, config, ranks, step)
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, config.optim.lr)
+        if state.average is not None:
+            state.average.update()
         losses.append([loss.hex() for loss in found.per_head])
         values.append(sum(found.per_head))
         norms.append(norm.hex())
         digests.append(state.digest(ranks))
-    return Trace(losses, norms, digests, *first, hash_of(list(state.parameters.values())), values)
+    last = hash_of(list(state.parameters.values())), hash_of(averages(state))
+    return Trace(losses, norms, digests, *first, *last, values)
+
+
+def averages(state: TrainState) -> list[torch.Tensor]:
+    return [tensor for name, tensor in state.checkpoint_tensors().items() if name.startswith("ema.")]

@@ -1,0 +1,92 @@
+"""Measure a trained ensemble:
+
+    python launch/evaluate.py runs/demo                                      its newest checkpoint
+    python launch/evaluate.py runs/demo/checkpoints/step_00002000            a checkpoint's folder or manifest.json
+    torchrun --standalone --nproc-per-node 8 launch/evaluate.py runs/demo    the same, faster; any number of ranks
+    python launch/evaluate.py runs/demo --data data/other --samples 1000     other data, or less of it
+
+Prints a table of heads and ensembles, raw and calibrated, and writes evaluation.json and figures. What is measured, and
+how: docs/EVALUATION.md. Exit codes as those of launch/pretrain.py: docs/RUNDIR.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.evaluation.run import Options, run
+from nt_pretrain.evaluation.target import config_of, target_of
+from nt_pretrain.observe.exitcodes import ExitCode, report_failure
+from nt_pretrain.parallel.mesh import connect, device_problems, launcher_problems, leave, rank_of_launcher
+from nt_pretrain.train.failures import exit_code_of, is_told_alike, words_of
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", metavar="RUN_OR_CHECKPOINT_OR_MANIFEST", help="what to measure, e.g. runs/demo")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="options that replace those of the run"
+    )
+    parser.add_argument("--data", metavar="DIR", help="a prepared corpus to measure on instead of the run's own")
+    parser.add_argument("--samples", type=count, default=0, metavar="N", help="the first N sequences or pictures only")
+    parser.add_argument(
+        "--calibrate",
+        type=share,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the samples that temperatures are fitted on; 0: no calibration (%(default)s)",
+    )
+    parser.add_argument("--ood", metavar="DIR", help="a prepared corpus of another distribution, to be told apart")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation/step_N in the run's folder")
+    return parser.parse_intermixed_args(arguments)
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    number = float(text)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(text)
+    return number
+
+
+def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
+    """Say what is wrong; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
+    report_failure(message)
+    if on_every_rank or rank_of_launcher() == 0:
+        print(message, file=sys.stderr)
+    return code
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    asked = parse(arguments)
+    options = Options(out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood)
+    timeout = 0
+    try:
+        target = target_of(asked.target)
+        config = config_of(target, asked.overrides, data=asked.data, samples=asked.samples)
+        if wrong := launcher_problems() + device_problems(config):
+            raise ConfigErrors(wrong)
+        timeout = config.parallel.first_timeout_seconds
+        run(target, config, options, connect(config), lambda line: print(line, flush=True))
+    except Exception as error:
+        words = words_of(error, rank=rank_of_launcher(), timeout_seconds=timeout)
+        return fail(exit_code_of(error), words, on_every_rank=not is_told_alike(error))
+    if rank_of_launcher() == 0:
+        print(f"next: python launch/report.py {target.rundir.path}   # the curves of its training")
+    return ExitCode.FINISHED
+
+
+if __name__ == "__main__":
+    exit_code = main(sys.argv[1:])
+    leave(exit_code, together=exit_code == ExitCode.FINISHED)

@@ -1,0 +1,138 @@
+"""What the heads of a sharded model say of batches, and all measures of it summed over ranks.
+
+The network runs in evaluation mode (the NeuroTrails code measured in training mode) and is put back as it was. Forward
+passes have a multiple of :data:`ROWS` rows: products of one to three rows take other kernels, whose last bit differs,
+so that the batch size would show in the logits of an otherwise exact measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.eval.measure import Measures
+from nt_pretrain.models.loss import IGNORED
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.exchange import gathered
+from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.shard import own_heads, roots
+
+ROWS = 8
+"""Measured on a CPU in fp32: the rows of a product are the same bits from 4 rows for each thread on."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What all heads say of the samples of one batch that have a label.
+
+    ``logits`` [M, N, C] as the network gave them; ``labels`` [N]; ``samples`` [N]: to which picture or sequence of the
+    whole set, over all ranks, each of them belongs.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    samples: Tensor
+
+
+def gather_measures(
+    model: MultiHead,
+    config: Config,
+    batches: Iterable[Inputs],
+    ranks: Ranks,
+    *,
+    classwise: int = 0,
+    temperatures: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Measures:
+    """Measures of the samples of all ranks' ``batches``, each counted once; the same on every rank. Collective.
+
+    Args:
+        batches: as :func:`said` wants them.
+        classwise: the number of classes where classwise calibration is wanted, else 0.
+        temperatures: [M + 2], of the members; fitted on other samples.
+        progress: told the batches that are done.
+    """
+    measures = Measures.zeros(
+        config.model.heads, classwise=classwise, temperatures=temperatures, device=ranks.device
+    )  # fmt: skip
+    for done, words in enumerate(said(model, config, batches, ranks), start=1):
+        measures.add(words.logits, words.labels)
+        if progress is not None:
+            progress(done)
+    measures.take(summed_over_ranks(measures.table(), ranks))
+    return measures
+
+
+def summed_over_ranks(table: Tensor, ranks: Ranks) -> Tensor:
+    """The sum over all ranks of an int64 table of sums, on the CPU. Collective."""
+    total = table.cpu()
+    dist.all_reduce(total, group=ranks.control)
+    return total
+
+
+def said(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ranks) -> Iterator[Said]:
+    """What all heads say of this rank's batches, one batch at a time. Collective.
+
+    Under head parallelism each rank still gets its own batches, with the logits of all heads; of ranks that share their
+    matrix products one gets the samples, the others none.
+
+    Args:
+        batches: all of one size; every rank brings as many. Batch k of data rank r is the one numbered k * ranks + r of
+            the whole set, as :func:`nt_pretrain.data.validation.validation_batches` deals them out.
+    """
+    was = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for number, batch in enumerate(batches):
+            logits, targets = _forward(model, config, batch, ranks)
+            first = (number * ranks.sizes.data + ranks.data_rank) * batch.samples
+            samples = torch.arange(first, first + len(targets), device=targets.device)
+            samples = samples.view(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
+            labelled = (targets != IGNORED) & ranks.counts
+            yield Said(logits[:, labelled], targets[labelled], samples[labelled])
+            del logits
+    finally:
+        for module, training in was:
+            module.training = training
+        for root in roots(model):
+            assert isinstance(root, FSDPModule)
+            root.reshard()
+
+
+@torch.no_grad()
+def _forward(model: MultiHead, config: Config, batch: Inputs, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Logits of all heads [M, S, ..., C] and targets [S, ...] of this rank's batch, filled up to whole rows."""
+    batch = _filled(batch.to(ranks.device))
+    group, own = ranks.head_group, slice(ranks.place["head"] * batch.samples, (ranks.place["head"] + 1) * batch.samples)
+    # Each rank of the group runs its heads on the samples of all of them, then every head's logits of one's own
+    # samples come together.
+    logits = []
+    with computing(config, ranks.device):
+        _, start, context, _ = run_trunk(model, config, batch, group)
+        for head in own_heads(model).values():
+            whole = head(start, context)
+            logits.append(whole if ranks.sizes.head == 1 else gathered(whole[None], 0, group)[:, own])
+    if ranks.sizes.head == 1:
+        return torch.stack(logits), batch.targets
+    # [heads of a rank][ranks of the group, S, ...]: the first rank's heads come first.
+    return torch.stack(logits, dim=1).flatten(0, 1), batch.targets
+
+
+def _filled(batch: Inputs) -> Inputs:
+    """The batch with samples without labels behind it, so that its rows are a multiple of ROWS."""
+    each = math.prod(batch.targets.shape[1:])
+    missing = -batch.samples % (ROWS // math.gcd(ROWS, each))
+
+    def filled(x: Tensor, value: int) -> Tensor:
+        return torch.cat([x, x.new_full((missing, *x.shape[1:]), value)]) if missing else x
+
+    inputs, targets, documents = batch
+    return Inputs(filled(inputs, 0), filled(targets, IGNORED), None if documents is None else filled(documents, 0))

@@ -1,0 +1,71 @@
+"""The set that an evaluation measures on, opened: what it holds, and its batches on these ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.sources import Sources
+from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.train.together import on_all
+from nt_pretrain.train.validation import picture_batches, text_batches
+
+CLASSWISE = 1000
+"""Most classes for which each class's own calibration is measured."""
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """A validation split as batches of one size; every rank brings as many.
+
+    Attributes:
+        units: what is measured, in words: targets of text, or pictures.
+        labels_per_sample: of a sequence or picture, at most.
+        locations: of the corpora.
+        fingerprints: of what they hold.
+        rounds: batches of each rank.
+        read: opens the batches anew; reading them is collective.
+    """
+
+    units: str
+    classes: int
+    labels_per_sample: int
+    locations: list[str]
+    fingerprints: list[str]
+    rounds: int
+    read: Callable[[], Iterator[Inputs]]
+
+    @property
+    def classwise(self) -> int:
+        """Classes whose own calibration is measured: those of pictures, unless they are too many."""
+        return self.classes if self.units == "pictures" and self.classes <= CLASSWISE else 0
+
+
+def validation_set(config: Config, ranks: Ranks, *, foreign: bool = False) -> ValidationSet:
+    """The validation split that ``config`` names. Collective.
+
+    Args:
+        foreign: labels are not looked at, so that pictures may be of other classes.
+
+    Raises:
+        DataError: on all ranks, when it cannot be read or does not fit the model.
+    """
+    opened = Sources.open if foreign else Sources.of_model
+    sources = on_all(ranks, lambda: opened(config, "validation"))
+    locations = [split.location for split in sources.splits]
+    fingerprints = [split.manifest.fingerprint for split in sources.splits]
+    if sources.are_pictures:
+        total = sum(sources.documents.values())
+        total = min(total, config.eval.sequences) if config.eval.sequences else total
+        rounds = -(-total // (ranks.sizes.data * config.eval.micro_batch))
+        return ValidationSet(
+            "pictures", config.model.classes, 1, locations, fingerprints, rounds,
+            lambda: picture_batches(config, ranks),
+        )  # fmt: skip
+    sequences = list(text_batches(config, ranks))
+    return ValidationSet(
+        "targets", config.model.vocab_size, config.data.sequence_length, locations, fingerprints, len(sequences),
+        lambda: iter(sequences),
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""A trained model from a checkpoint, whatever number of ranks has saved it: weights and topology, no moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid, open_checkpoint
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.tokenizer import load_tokenizer
+from nt_pretrain.evaluation.target import Target
+from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.batch_norm import statistics_of
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.shard import held_part, like_parameter, sharded_model
+from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
+from nt_pretrain.train.resume import refuse_other_model
+from nt_pretrain.train.state import budgets_at, identity
+from nt_pretrain.train.together import on_all
+from nt_pretrain.train.topology import topology_digest
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as it was saved, on these ranks.
+
+    Attributes:
+        layers: the topology of sparse layers; empty for a dense run.
+        digest: of the topology.
+        skipped: newer checkpoints that cannot be used, in words.
+    """
+
+    model: MultiHead
+    layers: list[SparseLayer]
+    step: int
+    digest: str
+    name: str
+    skipped: list[str]
+
+
+def load(target: Target, config: Config, ranks: Ranks) -> Loaded:
+    """The model of ``target``. Collective.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or of another model than ``config``.
+        DataError: the tokenizer cannot be read.
+    """
+    found = _found(target, ranks)
+    pictures = config.model.sees_pictures
+    tokenizer = "" if pictures else on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256
+    refuse_other_model(found, identity(config, tokenizer))
+    model = sharded_model(config, ranks)
+    parameters = dict(model.named_parameters())
+    try:
+        active = found.state["active_units"]
+        budgets = {
+            name: replace(budget, active=active[name])
+            for name, budget in budgets_at(config, shapes_of(config.model), 0).items()
+        }
+        saved_digest = found.state["topology_digest"]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{found.path} was written by another version of this program: its state lacks {error}; evaluate it with "
+            "that version"
+        ) from None
+    layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
+    load_tensors(found.path, _wanted(model, layers), group=ranks.control)
+    digest = topology_digest(layers, ranks, budgets)
+    if digest != saved_digest:
+        raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
+    return Loaded(model, layers, found.step, digest, found.path.name, found.skipped)
+
+
+def _found(target: Target, ranks: Ranks) -> Found:
+    if target.checkpoint is not None:
+        return open_checkpoint(target.checkpoint, group=ranks.control)
+    found = newest_valid(target.rundir.checkpoints, group=ranks.control)
+    if found is None:
+        raise CheckpointError(f"{target.rundir.path} has no checkpoint yet; it is written while the run trains")
+    return found
+
+
+def _wanted(model: MultiHead, layers: list[SparseLayer]) -> dict[str, Tensor]:
+    """The tensors of the checkpoint that are read, by name, sharing storage with the live ones."""
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    for layer in layers:
+        flags = layer.active.view(torch.uint8)
+        tensors[f"active.{layer.name}"] = (
+            flags if layer.is_replicated else like_parameter(flags, parameters[layer.name])
+        )  # fmt: skip
+    return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(model).items()}

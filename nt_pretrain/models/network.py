@@ -1,0 +1,60 @@
+"""The network of a configuration, whichever family it is of: what is built, its initial values."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nt_pretrain.config.schema import ModelSection
+from nt_pretrain.models import multihead
+from nt_pretrain.models.init import initial_values
+from nt_pretrain.models.llama import Context, make_context
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.models.vision import BLOCKS, VisionModel, build_vision
+from nt_pretrain.models.vision_init import initial_vision_values
+
+
+def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
+    """The network for pictures that ``model`` describes.
+
+    Raises:
+        ValueError: there is none; a line for each reason.
+    """
+    assert model.family != "llama"
+    return VisionModel(
+        family=model.family,
+        classes=model.classes,
+        heads=model.heads,
+        blocks_in_head=model.blocks_in_head,
+        small_stem=model.small_stem,
+        output_bias=model.output_bias,
+        zero_last_norm=model.zero_last_norm,
+        label_smoothing=label_smoothing,
+    )
+
+
+def build(model: ModelSection, heads: range | None = None, *, label_smoothing: float = 0.0) -> MultiHead:
+    """The network with all heads, or only those numbered ``heads``. Values are torch's defaults.
+
+    Args:
+        label_smoothing: of the loss of networks for pictures.
+    """
+    if model.sees_pictures:
+        return build_vision(vision_of(model, label_smoothing), heads)
+    return multihead.build(model, heads)
+
+
+def values_of(name: str, shape: tuple[int, ...], index: Tensor, *, seed: int, model: ModelSection) -> Tensor:
+    """Initial values (fp32) of parameter ``name`` of ``shape`` at flat global element numbers ``index`` (int64)."""
+    if model.sees_pictures:
+        return initial_vision_values(name, shape, index, seed=seed, model=vision_of(model))
+    return initial_values(name, index, seed=seed, model=model)
+
+
+def context_of(model: ModelSection, documents: Tensor | None) -> Context | None:
+    """What trunk and heads need beside their inputs: of text [S, T] its documents; of pictures nothing."""
+    return None if documents is None else make_context(model, documents)
+
+
+def block_count(model: ModelSection) -> int:
+    """Blocks on the path of one head: trunk blocks plus ``blocks_in_head``."""
+    return model.layers if model.family == "llama" else len(BLOCKS[model.family])
