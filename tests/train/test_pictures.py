@@ -157,3 +157,32 @@ def test_a_checkpoint_of_two_ranks_is_read_by_one_with_its_statistics(tmp_path: 
     saved = run_ranks(saving_rank, 2, str(tmp_path))[0]
     ((loaded, _),) = run_ranks(loading_rank, 1, str(tmp_path))
     assert saved.keys() == loaded.keys() and all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+def bf16_rank(rank: int, world: int) -> tuple[list[list[float]], list[list[float]]]:
+    found = []
+    for precision in ("fp32", "bf16"):
+        config = tiny(train={"precision": precision})
+        ranks = connect(config)
+        state = fresh_state(config, ranks)
+        kinds: set[torch.dtype] = set()
+        for module in state.model.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d):
+                module.register_forward_hook(lambda _, given, out, kinds=kinds: kinds.add(out.dtype))
+        found.append([one_step(state, config, ranks, step).per_head for step in range(1, STEPS + 1)])
+        assert kinds == {torch.float32 if precision == "fp32" else torch.bfloat16}
+        stored = [
+            *state.parameters.values(),
+            *statistics_of(state.model).values(),
+            *state.optimizer.gradients().values(),
+        ]
+        assert {each.dtype for each in stored} == {torch.float32}
+    return found[0], found[1]
+
+
+@pytest.mark.timeout(120)
+def test_bf16_computes_in_bf16_and_keeps_everything_in_fp32() -> None:
+    ((wide, narrow),) = run_ranks(bf16_rank, 1)
+    assert wide != narrow
+    for first, second in zip(wide, narrow, strict=True):
+        assert second == pytest.approx(first, rel=0.05)
