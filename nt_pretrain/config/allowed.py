@@ -86,6 +86,8 @@ def _words(schema: dict[str, Any]) -> str:
     if "prefixItems" in schema:
         items = schema["prefixItems"]
         return f"a list of {len(items)}, each {_words(items[0])}"
+    if schema["type"] == "array":
+        return f"a list, each {_words(schema['items'])}"
     if schema["type"] == "object":
         names = ", ".join(_fixed_names(schema)) or _free_names(schema)
         return f"a mapping of {names} to {_words(_inside(schema))}"

@@ -6,6 +6,7 @@ knowing them a second time.
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nt_pretrain.config.data import data_problems
 from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
-from nt_pretrain.config.schema import Config
+from nt_pretrain.config.schema import Config, OptimSection
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.budget import plan_budgets, sparse_names
@@ -178,6 +179,8 @@ def _schedules(config: Config) -> list[str]:
             f"optim.decay_fraction: {optim.decay_fraction} of {total:,} steps and {warmup:,} steps of warm-up are more "
             f"than the whole run; at most {math.floor(100 * (1 - warmup / total)) / 100} fits"
         )
+    elif optim.schedule == "step":
+        found += _milestones(config)
     if sparsity.density == 1.0:
         return found
     if sparsity.prune_rate_schedule != "constant" and sparsity.prune_rate_end > sparsity.prune_rate:
@@ -193,10 +196,25 @@ def _schedules(config: Config) -> list[str]:
     return found
 
 
+def _milestones(config: Config) -> list[str]:
+    shares, total, warmup = config.optim.milestones, config.total_steps, config.warmup_steps
+    if any(later <= earlier for earlier, later in itertools.pairwise(shares)):
+        return [f"optim.milestones: {list(shares)} must ascend; in order: {sorted(set(shares))}"]
+    if shares and round(shares[0] * total) < warmup:
+        return [
+            f"optim.milestones: {shares[0]} of {total:,} steps is step {round(shares[0] * total):,}, amid the "
+            f"{warmup:,} steps of optim.warmup_steps; at least {math.ceil(10000 * warmup / total) / 10000} fits"
+        ]
+    return []
+
+
 def _optimizer(config: Config) -> list[str]:
-    found = [
-        f"optim.betas: {beta} must be below 1, or the moments never move" for beta in config.optim.betas if beta == 1.0
-    ]
+    optim = config.optim
+    found = _without_effect(optim)
+    if optim.algorithm == "adamw":
+        found += [
+            f"optim.betas: {beta} must be below 1, or the moments never move" for beta in optim.betas if beta == 1
+        ]
     if config.sparsity.grow == "momentum" and config.sparsity.grown_moments != "warm":
         found.append(
             "sparsity.grow: momentum needs sparsity.grown_moments: warm; otherwise inactive weights have no momentum"
@@ -204,3 +222,16 @@ def _optimizer(config: Config) -> list[str]:
     if set(config.run.name) == {"."}:
         found.append(f"run.name: {config.run.name!r} names no folder of its own below run.dir")
     return found
+
+
+def _without_effect(optim: OptimSection) -> list[str]:
+    """Options of the other algorithm, or of another schedule, that were set."""
+    of_algorithm = {"adamw": ["momentum", "nesterov"], "sgd": ["betas", "eps"]}[optim.algorithm]
+    of_schedule = ["min_lr_ratio"] if optim.schedule == "step" else ["milestones", "decay_factor"]
+    default = OptimSection()
+    return [
+        f"optim.{key}: has no effect with optim.{why}"
+        for why, keys in ((f"algorithm: {optim.algorithm}", of_algorithm), (f"schedule: {optim.schedule}", of_schedule))
+        for key in keys
+        if getattr(optim, key) != getattr(default, key)
+    ]

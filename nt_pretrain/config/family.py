@@ -12,7 +12,7 @@ OF_TEXT = {
     ),
     "data": ("tokenizer", "sequence_length", "packing"),
     "train": ("loss_chunk",),
-    "eval": ("authors_divisor",),
+    "eval": ("calibration_sequences", "authors_divisor"),
 }  # fmt: skip
 """Options that networks for pictures do not read."""
 OF_PICTURES = {

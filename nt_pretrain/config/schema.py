@@ -17,6 +17,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Density = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0)]
 LaterStep = Annotated[int, Field(ge=2)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -42,7 +43,7 @@ class ModelSection(Section):
     Of the options after ``blocks_in_head`` those of the other family may not be given.
     """
 
-    family: Literal["llama", "resnet18", "resnet34", "resnet50", "wide_resnet28_10"] = Field(
+    family: Literal["llama", "resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"] = Field(
         "llama", description="The network: llama reads text; the others pictures."
     )
     heads: Positive = Field(1, description="M, the heads of the ensemble. 1 is an ordinary single model.")
@@ -119,7 +120,8 @@ class SparsitySection(Section):
     grown_moments: Literal["mean", "zero", "warm"] = Field(
         "mean",
         description="Adam's second moment of a grown unit: mean of the layer's active ones; zero; or warm: moments "
-        "that integrated the dense gradient all along (what the authors' code does).",
+        "that integrated the dense gradient all along (what the authors' code does). SGD has no second moment: its "
+        "momentum of a grown unit starts at zero (mean, zero) or warm.",
     )
     just_dropped: Literal["keep", "zero", "exclude"] = Field(
         "keep",
@@ -129,17 +131,30 @@ class SparsitySection(Section):
 
 
 class OptimSection(Section):
-    """AdamW. Norms are never decayed."""
+    """AdamW or SGD. Norms and biases are never decayed."""
 
+    algorithm: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="Decay of the first and second moment.")
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Epsilon of Adam.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled decay of matrices (not of norms).")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="adamw: decay of the first and second moment.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="adamw: epsilon of Adam.")
+    momentum: Inside = Field(0.9, description="sgd: decay of the momentum.")
+    nesterov: bool = Field(True, description="sgd: step along the gradient where the momentum leads (Nesterov).")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Decay of matrices and kernels (not of norms and biases): adamw: decoupled from the gradient; sgd: "
+        "added to it, after clipping (L2).",
+    )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the active gradient; 0: no clipping.")
     warmup_steps: NonNegative = Field(0, description="Linear warm-up from 0.")
-    schedule: Literal["cosine", "linear", "wsd"] = Field("cosine", description="Shape after warm-up.")
-    min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of lr.")
+    schedule: Literal["cosine", "linear", "wsd", "step"] = Field("cosine", description="Shape after warm-up.")
+    min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of lr (not for step).")
     decay_fraction: Fraction = Field(0.2, description="wsd only: share of the steps spent in the final decay.")
+    milestones: tuple[Inside, ...] = Field(
+        (0.3333, 0.6667, 0.8889),
+        description="step only: shares of the training steps after which the learning rate falls, ascending; by "
+        "default after 30, 60 and 80 of 90 epochs.",
+    )
+    decay_factor: Inside = Field(0.1, description="step only: what the learning rate is multiplied by at each.")
 
 
 class TrainSection(Section):
@@ -159,6 +174,11 @@ class TrainSection(Section):
     loss_chunk: Positive = Field(1024, description="Text: tokens whose logits exist at once in the loss.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Pictures: share of the target's weight spread over all classes in the training loss."
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Keep an exponential moving average of the weights, from the initial ones on, over about "
+        "1 / (1 - ema_decay) steps; it is validated beside the weights. 0: none.",
     )
 
 
@@ -275,6 +295,14 @@ class EvalSection(Section):
         512, description="Validation sequences, or pictures; always the same ones. 0: all there are."
     )
     micro_batch: Positive = Field(8, description="Sequences or pictures per rank and validation forward pass.")
+    calibration_sequences: NonNegative = Field(
+        0,
+        description="Text: validation sequences, the first ones, of which calibration and diversity are measured too, "
+        "which takes some ms for each token on a CPU; 0: none. Of pictures they always are.",
+    )
+    figures: bool = Field(
+        True, description="Draw reliability and disagreement where they are measured (needs matplotlib)."
+    )
     ensemble: Literal["probability", "logit"] = Field(
         "probability", description="Prediction of the ensemble that is headlined: mean of probabilities or of logits."
     )

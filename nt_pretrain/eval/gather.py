@@ -18,18 +18,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.measure import Measures
-from nt_pretrain.models.llama import Context, make_context
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.exchange import gathered
+from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots
 
 ROWS = 8
 """Measured on a CPU in fp32: the rows of a product are the same bits from 4 rows for each thread on."""
-
-Batch = tuple[Tensor, Tensor, Tensor | None]
-"""Inputs [S, ...], targets [S, ...] with IGNORED where none is, and of text the documents of the inputs [S, T]."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Said:
 def gather_measures(
     model: MultiHead,
     config: Config,
-    batches: Iterable[Batch],
+    batches: Iterable[Inputs],
     ranks: Ranks,
     *,
     classwise: int = 0,
@@ -81,7 +78,7 @@ def summed_over_ranks(table: Tensor, ranks: Ranks) -> Tensor:
     return total
 
 
-def said(model: MultiHead, config: Config, batches: Iterable[Batch], ranks: Ranks) -> Iterator[Said]:
+def said(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ranks) -> Iterator[Said]:
     """What all heads say of this rank's batches, one batch at a time. Collective.
 
     Under head parallelism each rank still gets its own batches, with the logits of all heads; of ranks that share their
@@ -96,7 +93,7 @@ def said(model: MultiHead, config: Config, batches: Iterable[Batch], ranks: Rank
     try:
         for number, batch in enumerate(batches):
             logits, targets = _forward(model, config, batch, ranks)
-            first = (number * ranks.sizes.data + ranks.data_rank) * len(batch[1])
+            first = (number * ranks.sizes.data + ranks.data_rank) * batch.samples
             samples = torch.arange(first, first + len(targets), device=targets.device)
             samples = samples.view(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
             labelled = (targets != IGNORED) & ranks.counts
@@ -111,36 +108,31 @@ def said(model: MultiHead, config: Config, batches: Iterable[Batch], ranks: Rank
 
 
 @torch.no_grad()
-def _forward(model: MultiHead, config: Config, batch: Batch, ranks: Ranks) -> tuple[Tensor, Tensor]:
+def _forward(model: MultiHead, config: Config, batch: Inputs, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """Logits of all heads [M, S, ..., C] and targets [S, ...] of this rank's batch, filled up to whole rows."""
-    inputs, targets, documents = _filled(batch, ranks.device)
-    group, own = ranks.head_group, slice(ranks.place["head"] * len(inputs), (ranks.place["head"] + 1) * len(inputs))
-    hidden = gathered(model.trunk_output(inputs, _context(config, documents)), 0, group)
-    context = _context(config, None if documents is None else gathered(documents, 0, group))
+    batch = _filled(batch.to(ranks.device))
+    group, own = ranks.head_group, slice(ranks.place["head"] * batch.samples, (ranks.place["head"] + 1) * batch.samples)
     # Each rank of the group runs its heads on the samples of all of them, then every head's logits of one's own
     # samples come together.
     logits = []
-    for head in own_heads(model).values():
-        whole = head(hidden, context)
-        logits.append(whole if ranks.sizes.head == 1 else gathered(whole[None], 0, group)[:, own])
+    with computing(config, ranks.device):
+        _, start, context, _ = run_trunk(model, config, batch, group)
+        for head in own_heads(model).values():
+            whole = head(start, context)
+            logits.append(whole if ranks.sizes.head == 1 else gathered(whole[None], 0, group)[:, own])
     if ranks.sizes.head == 1:
-        return torch.stack(logits), targets
+        return torch.stack(logits), batch.targets
     # [heads of a rank][ranks of the group, S, ...]: the first rank's heads come first.
-    return torch.stack(logits, dim=1).flatten(0, 1), targets
+    return torch.stack(logits, dim=1).flatten(0, 1), batch.targets
 
 
-def _context(config: Config, documents: Tensor | None) -> Context | None:
-    return None if documents is None else make_context(config.model, documents)
-
-
-def _filled(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device, with samples without labels behind it so that its rows are a multiple of ROWS."""
-    inputs, targets, documents = batch
-    each = math.prod(targets.shape[1:])
-    missing = -len(targets) % (ROWS // math.gcd(ROWS, each))
+def _filled(batch: Inputs) -> Inputs:
+    """The batch with samples without labels behind it, so that its rows are a multiple of ROWS."""
+    each = math.prod(batch.targets.shape[1:])
+    missing = -batch.samples % (ROWS // math.gcd(ROWS, each))
 
     def filled(x: Tensor, value: int) -> Tensor:
-        x = x.to(device, non_blocking=True)
         return torch.cat([x, x.new_full((missing, *x.shape[1:]), value)]) if missing else x
 
-    return filled(inputs, 0), filled(targets, IGNORED), None if documents is None else filled(documents, 0)
+    inputs, targets, documents = batch
+    return Inputs(filled(inputs, 0), filled(targets, IGNORED), None if documents is None else filled(documents, 0))

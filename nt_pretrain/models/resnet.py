@@ -49,7 +49,7 @@ def conv(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Stem(nn.Module):
-    """Pictures [B, 3, Y, X] to 64 channels: 7x7 convolution and pooling, a quarter of the size; or, for small
+    """Pictures [B, 3, Y, X] to the first channels: 7x7 convolution and pooling, a quarter of the size; or, for small
     pictures, a 3x3 convolution at full size.
     """
 
@@ -77,7 +77,7 @@ class Downsample(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions: ResNet-18 and -34."""
+    """Two 3x3 convolutions: ResNet-18, -20 and -34."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()

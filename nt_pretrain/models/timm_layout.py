@@ -29,7 +29,7 @@ def timm_name(name: str, model: VisionModel) -> str:
     Raises:
         ValueError: timm has no such network.
     """
-    if model.is_wide:
+    if model.is_for_small_pictures:
         raise ValueError(f"{model.family} has no layout in timm; resnet18, resnet34 and resnet50 have")
     part = part_of(name)
     layer, _, tensor = name.removeprefix(f"{part}.").rpartition(".")

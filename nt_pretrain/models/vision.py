@@ -22,15 +22,18 @@ from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.models.resnet import BasicBlock, BlockShape, Bottleneck, Stem, block_shapes
 from nt_pretrain.models.wide_resnet import WideBlock, WideStem
 
-Family = Literal["resnet18", "resnet34", "resnet50", "wide_resnet28_10"]
+Family = Literal["resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"]
 
 BLOCKS: dict[Family, list[BlockShape]] = {
     "resnet18": block_shapes((2, 2, 2, 2), (64, 128, 256, 512), before=64, expansion=1),
     "resnet34": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=1),
     "resnet50": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=4),
+    "resnet20": block_shapes((3, 3, 3), (16, 32, 64), before=16, expansion=1),
     "wide_resnet28_10": block_shapes((4, 4, 4), (160, 320, 640), before=16, expansion=1),
 }
-"""The residual blocks of each family, first to last."""
+"""The residual blocks of each family, first to last. resnet20 is that of He et al. 2015, section 4.2, for small
+pictures; where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class VisionModel:
         heads: M, the heads of the ensemble. 1 is an ordinary single model.
         blocks_in_head: blocks each head owns. 0: classifier (and final norm) only; all: a deep ensemble, stems too.
         small_stem: a 3x3 convolution at full size instead of 7x7 with stride and pooling: for pictures of 32 or 64
-            pixels. WideResNet always has one.
+            pixels. resnet20 and WideResNet always have one.
         output_bias: the classifier has a bias (timm's has; NeuroTrails' ResNets have none).
         zero_last_norm: the last gain of each residual block starts at 0, so that blocks start as the identity (Goyal et
             al. 2017, arXiv 1706.02677). A WideResNet block has no norm at its end.
@@ -76,7 +79,7 @@ class VisionModel:
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             wrong.append(f"train.label_smoothing: {self.label_smoothing} must be at least 0 and below 1")
-        if self.is_wide and self.small_stem:
+        if self.is_for_small_pictures and self.small_stem:
             wrong.append(f"model.small_stem: has no effect on {self.family}, whose stem is always small; leave out")
         if self.is_wide and self.zero_last_norm:
             wrong.append(f"model.zero_last_norm: has no effect on {self.family}, whose blocks end without a norm")
@@ -92,6 +95,11 @@ class VisionModel:
         return self.family == "wide_resnet28_10"
 
     @property
+    def is_for_small_pictures(self) -> bool:
+        """Whether the family has a small stem and no other."""
+        return self.is_wide or self.family == "resnet20"
+
+    @property
     def trunk_blocks(self) -> int:
         """Blocks that the trunk holds; 0 also in a deep ensemble, which has no trunk."""
         return len(self.blocks) - self.blocks_in_head
@@ -99,7 +107,7 @@ class VisionModel:
 
 def _stem(model: VisionModel) -> nn.Module:
     channels = model.blocks[0].before
-    return WideStem(channels) if model.is_wide else Stem(channels, model.small_stem)
+    return WideStem(channels) if model.is_wide else Stem(channels, model.small_stem or model.is_for_small_pictures)
 
 
 def _block(model: VisionModel, shape: BlockShape) -> nn.Module:

@@ -12,6 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from nt_pretrain.observe.rundir import RunDir, timestamp, write_atomic
@@ -40,6 +42,13 @@ class Recorder:
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(key, value, global_step=step)
+
+    def image(self, key: str, step: int, path: Path) -> None:
+        """A PNG file for TensorBoard."""
+        if self._board is not None:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._board.add_image(key, pixels, global_step=step, dataformats="HWC")
 
     def event(self, kind: str, step: int, reason: str, facts: dict[str, Any]) -> None:
         """One line about what happened: ``kind`` is one word (docs/RUNDIR.md lists them), ``reason`` a sentence."""

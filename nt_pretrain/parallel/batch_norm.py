@@ -51,14 +51,13 @@ def average_statistics(module: nn.Module, group: dist.ProcessGroup) -> None:
 @contextmanager
 def recomputing(module: nn.Module) -> Iterator[None]:
     """While activations are computed again for the backward pass; running statistics moved the first time."""
-    norms = norms_of(module)
-    for norm in norms:
-        norm.track_running_stats = False
+    before = [(buffer, buffer.clone()) for buffer in statistics_of(module).values()]
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for buffer, value in before:
+            # Past autograd, which would take it for a change of what the backward pass about to run has saved.
+            buffer.data.copy_(value)
 
 
 def synchronise(module: nn.Module, group: dist.ProcessGroup) -> None:
@@ -72,11 +71,10 @@ def _synchronised(norm: nn.BatchNorm2d, group: dist.ProcessGroup, x_BCYX: Tensor
     if not norm.training or width(group) == 1:
         return nn.BatchNorm2d.forward(norm, x_BCYX)
     mean, variance, count = _moments(x_BCYX, group)
-    if norm.track_running_stats:
-        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        unbiased = variance * (count / max(1.0, count - 1.0))
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    unbiased = variance * (count / max(1.0, count - 1.0))
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
     return _Normalise.apply(x_BCYX, norm.weight, norm.bias, mean, variance, norm.eps, count, group)
 
 

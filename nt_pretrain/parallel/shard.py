@@ -151,6 +151,13 @@ def set_last_micro_batch(model: MultiHead, is_last: bool) -> None:
         root.set_is_last_backward(is_last)
 
 
+def reshard(model: nn.Module) -> None:
+    """Free all gathered weights, so that the next forward pass gathers them from the shards as they are then."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor as a plain tensor that shares its storage; a plain tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

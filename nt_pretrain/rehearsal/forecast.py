@@ -43,7 +43,7 @@ class Forecast:
 
     Attributes:
         compute: matrix products, recomputation included.
-        optimizer: gradient norm, clipping and AdamW, at the speed of memory.
+        optimizer: gradient norm, clipping, AdamW or SGD, and the average of the weights, at the speed of memory.
         traffic: by axis, as if nothing hid it.
         exposed: of that, what the step waits for.
         update: of one topology update.
@@ -82,14 +82,16 @@ def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: As
     flops = plan.flops_per_sample_dense * plan.samples_per_step / sizes.world
     compute = flops * (1 + _recomputed(config, plan.accounts.per_token.total)) / (machine.peak * assumed.efficiency)
     rate = machine.memory_rate * RATE_SHARE
-    # Norm and clipping read and write gradients; AdamW reads weights, gradients, both moments and writes all but one.
-    optimizer = (3 * memory.gradients + 2 * memory.weights + 2 * memory.moments + memory.gradients) / rate
+    # Norm and clipping read and write gradients; the optimizer reads gradients, weights and moments and writes the last
+    # two; an average reads the weights once more.
+    optimizer = (4 * memory.gradients + 2 * (memory.weights + memory.moments + memory.average)) / rate
+    optimizer += memory.weights * (memory.average > 0) / rate
     traffic = {axis: _seconds(sent, axis, sizes, machine) for axis, sent in rehearsal.traffic.items()}
     hidden = sum(traffic.get(axis, 0.0) for axis in ("shard", "shard of heads", "replicate"))
     exposed = max(0.0, hidden - compute) + sum(traffic.get(axis, 0.0) for axis in ("head", "tensor"))
     update = UPDATE_PASSES * memory.weights / rate + _seconds(rehearsal.update, "update", sizes, machine)
     update *= plan.topology_updates > 0
-    saved = (memory.weights + memory.moments + memory.topology) / assumed.host
+    saved = (memory.weights + memory.moments + memory.average + memory.topology) / assumed.host
     step = compute + optimizer + exposed
     every = [steps for steps in (config.checkpoint.save_every_steps, plan.total_steps) if steps]
     if config.checkpoint.save_every_minutes:

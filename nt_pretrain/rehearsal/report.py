@@ -25,6 +25,7 @@ def in_full(rehearsal: Rehearsal, forecast: Forecast, machine: Machine) -> str:
     held: Rows = [
         ("weights", readable_bytes(memory.weights)),
         ("moments", readable_bytes(memory.moments)),
+        *([("moving average of the weights", readable_bytes(memory.average))] if memory.average else []),
         ("topology", readable_bytes(memory.topology)),
         ("copy that a checkpoint is written from", readable_bytes(memory.snapshot)),
         ("gradients", readable_bytes(memory.gradients)),
@@ -72,9 +73,7 @@ def growth(found: list[tuple[Rehearsal, Forecast]], machine: Machine) -> str:
             "mesh": _mesh(rehearsal.plan.sizes),
             "sequences per step": f"{rehearsal.plan.sequences_per_rank * rehearsal.plan.sizes.data:,}",
             "micro-batches": f"{rehearsal.plan.accumulation}",
-            "weights, moments, topology": readable_bytes(
-                rehearsal.memory.weights + rehearsal.memory.moments + rehearsal.memory.topology
-            ),
+            "weights, moments, topology": readable_bytes(rehearsal.memory.stored - rehearsal.memory.snapshot),
             "gradients kept between micro-batches": readable_bytes(rehearsal.memory.kept),
             "activations, gathered weights, logits": readable_bytes(rehearsal.memory.working),
             "peak memory": readable_bytes(rehearsal.memory.peak),

@@ -28,6 +28,7 @@ from nt_pretrain.parallel.shard import held_part, own_heads, placed_model, set_l
 from nt_pretrain.rehearsal.traffic import by_axis, of_update
 from nt_pretrain.rehearsal.watch import Sent, Traffic, Watch
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
+from nt_pretrain.train.ema import Average
 from nt_pretrain.train.optim import Optimizer
 from nt_pretrain.train.plan import Plan, make_plan
 from nt_pretrain.train.state import budgets_at
@@ -39,12 +40,12 @@ class RankMemory:
     """Bytes of one rank.
 
     Attributes:
-        weights, moments, topology: this rank's shards.
+        weights, moments, average, topology: this rank's shards; an average of the weights where one is kept.
         gradients: its shards after the backward pass.
         kept: whole gradients that wait for the last micro-batch; 0 without accumulation.
         working: beyond all these at the fullest moment of a step: gathered weights, activations, logits.
-        update: beyond weights, moments, topology and gradients during a topology update (estimate).
-        validation: beyond weights, moments and topology during a validation (estimate).
+        update: beyond these shards and the gradients during a topology update (estimate).
+        validation: beyond these shards during a validation (estimate).
         snapshot: the copy that a checkpoint is written from.
     """
 
@@ -57,10 +58,11 @@ class RankMemory:
     update: int
     validation: int
     snapshot: int
+    average: int = 0
 
     @property
     def stored(self) -> int:
-        return self.weights + self.moments + self.topology + self.snapshot
+        return self.weights + self.moments + self.average + self.topology + self.snapshot
 
     @property
     def step(self) -> int:
@@ -118,6 +120,8 @@ def _run(
     parameters, weights = dict(model.named_parameters()), watch.live
     optimizer = Optimizer(parameters, config.optim)
     moments = watch.live - weights
+    averaged = Average.of(dict(optimizer.shards), config.train.ema_decay) if config.train.ema_decay > 0.0 else None
+    average = watch.live - weights - moments
     budgets = budgets_at(config, shapes_of(config.model), 0)
     layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
     stored = watch.live
@@ -131,17 +135,20 @@ def _run(
     traffic = {name: sent + before.get(name, Sent()) * (plan.accumulation - 2) for name, sent in watch.traffic.items()}
     working = watch.peak - stored - kept
     optimizer.step(optimizer.gradients(), config.optim.lr)
+    if averaged is not None:
+        averaged.update()
     watch.forget_peak()
     _forward(config, ranks, model)
     memory = RankMemory(
         weights=weights,
         moments=moments,
-        topology=stored - weights - moments,
+        average=average,
+        topology=stored - weights - moments - average,
         gradients=gradients,
         kept=kept,
         working=working,
         update=plan.memory.update,
-        validation=watch.peak - stored + plan.memory.read_off,
+        validation=watch.peak - stored + plan.memory.read_off + plan.memory.swapped,
         snapshot=plan.memory.snapshot,
     )
     return memory, traffic, layers

@@ -29,12 +29,17 @@ from nt_pretrain.sparsity.topology import SparseLayer, digest, mask_
 
 @dataclass
 class LayerTensors:
-    """This rank's shards of one layer, as plain local tensors of equal shape."""
+    """This rank's shards of one layer, as plain local tensors of equal shape.
+
+    ``first_moment`` is AdamW's, or the momentum of SGD, which has no second moment. ``average`` is the moving average
+    of the weight, where one is kept.
+    """
 
     weight: Tensor
     gradient: Tensor
     first_moment: Tensor
-    second_moment: Tensor
+    second_moment: Tensor | None = None
+    average: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def update(
 
     Args:
         layers: all sparse layers, in the same order on every rank.
-        tensors: for each layer name weight, dense gradient and both moments of this rank.
+        tensors: for each layer name weight, dense gradient, moments and average of this rank.
         targets: units each layer shall have afterwards (equal to the present ones unless density is scheduled).
         prune_rate: share of active units to drop, rho(t).
         seed, step: key of every random choice.
@@ -175,22 +180,30 @@ def _settle(
     sparsity: SparsitySection,
     group: dist.ProcessGroup | None,
 ) -> None:
-    """Give weights and moments of moved units their values: weight 0; moments as ``sparsity.grown_moments`` says."""
+    """Give weights and moments of moved units their values: weight and average 0; moments as
+    ``sparsity.grown_moments`` says, of which ``mean`` is about the second one only.
+    """
     survivors = []
     for layer, stay in zip(layers, kept, strict=True):
         # What keeps its values: units that stayed, and by choice those that were dropped and won their place back.
         keep = stay if sparsity.just_dropped == "zero" else before[layer.name] & layer.active
         survivors.append(layer.elements(keep))
-        mask_(tensors[layer.name].weight, survivors[-1])
+        held = tensors[layer.name]
+        mask_(held.weight, survivors[-1])
+        if held.average is not None:
+            mask_(held.average, survivors[-1])
     if sparsity.grown_moments == "warm":
         return
+    seconds = []
     for layer, keep in zip(layers, survivors, strict=True):
-        mask_(tensors[layer.name].first_moment, keep)
-        mask_(tensors[layer.name].second_moment, keep)
-    if sparsity.grown_moments == "zero":
+        held = tensors[layer.name]
+        mask_(held.first_moment, keep)
+        if held.second_moment is not None:
+            mask_(held.second_moment, keep)
+            seconds.append(held.second_moment)
+    if sparsity.grown_moments == "zero" or not seconds:
         return
     # A zero second moment makes the first steps of a grown weight up to nine times those of its neighbours.
-    seconds = [tensors[layer.name].second_moment for layer in layers]
     sums = exact_sums(seconds, [x.budget.units * x.unit**2 for x in layers], group)
     counts = sum_integers([int(torch.count_nonzero(keep)) for keep in survivors], group, _device(layers))
     for layer, keep, second, total, count in zip(layers, survivors, seconds, sums, counts, strict=True):

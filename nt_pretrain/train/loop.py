@@ -26,6 +26,7 @@ from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState, budgets_at
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from nt_pretrain.train.topology import update_topology
+from nt_pretrain.train.validation import Validated
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Parts:
     meter: Meter
     observer: Observer
     requests: Requests
-    validate: Callable[[], dict[str, float]]
+    validate: Callable[[], Validated]
     checkpoints: Checkpoints
     watchdog: Watchdog
 
@@ -75,6 +76,8 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
         if not math.isfinite(norm):
             raise DivergedError(f"step {step}: gradient norm {norm}, losses of the heads {losses.per_head}")
+        if state.average is not None:
+            state.average.update()
         state.step, state.targets = step, state.targets + losses.targets
         meter.step(losses.targets)
         if step % config.observe.log_every_steps == 0 or step == config.total_steps:
@@ -95,7 +98,7 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         if validation_is_due(config, step):
             watchdog.at(step, "validating")
             with meter.paused():
-                observer.validated(step, parts.validate())
+                observer.validated(step, *parts.validate())
         if decision.stop and not last:
             observer.stopping(step, decision.reason)
             return ExitCode.STOPPED

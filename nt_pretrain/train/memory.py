@@ -1,8 +1,8 @@
 """Estimate of the memory of one rank, in bytes, part by part.
 
-What is stored (weights, gradients, moments, topology) is exact up to uneven shards. Activations are counted from what a
-block saves for its backward (measured on a CPU in fp32: within 1 %; fused kernels on a GPU save less). Left out: the
-libraries' own memory, data, and fragmentation; plan for a fifth more.
+What is stored (weights, gradients, moments, average, topology) is exact up to uneven shards. Activations are counted
+from what a block saves for its backward (measured on a CPU in fp32: within 1 %; fused kernels on a GPU save less). Left
+out: the libraries' own memory, data, and fragmentation; plan for a fifth more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Memory:
         weights: this rank's shard.
         gathered: whole layers in the compute dtype while they are used.
         gradients: the shard; and, with gradient accumulation, a whole unsharded gradient, since gradients travel once.
-        moments: the shard of Adam's two moments.
+        moments: the shard of Adam's two moments, or of SGD's momentum.
         topology: active and explored flags.
         activations: what trunk and one head save for their backward, for one micro-batch.
         loss: logits of one chunk of tokens, and the gradient of one output layer.
@@ -36,7 +36,10 @@ class Memory:
         validation: logits of one head and the sum of all, when gradients and activations are gone.
         read_off: of the validation, what is beside logits and their sum: a chunk's logits in fp32.
         snapshot: the copy that a checkpoint is written from; none on a GPU, where it is in the host's memory.
-        host: of weights, moments and topology what lies in the host's memory (``parallel.cpu_offload`` on a GPU).
+        average: the shard of the moving average of the weights.
+        swapped: the weights beside the average that is validated in their place.
+        host: of weights, moments, average and topology what lies in the host's memory (``parallel.cpu_offload`` on a
+            GPU).
     """
 
     weights: int
@@ -50,13 +53,15 @@ class Memory:
     validation: int
     read_off: int = 0
     snapshot: int = 0
+    average: int = 0
+    swapped: int = 0
     host: int = 0
 
     @property
     def peak(self) -> int:
-        stored = self.weights + self.moments + self.topology + self.snapshot - self.host
+        stored = self.weights + self.moments + self.average + self.topology + self.snapshot - self.host
         step = self.gradients + max(self.gathered + self.activations + self.loss, self.update)
-        return stored + max(step, self.gathered + self.validation)
+        return stored + max(step, self.gathered + self.validation + self.swapped)
 
 
 def estimate(
@@ -81,19 +86,24 @@ def estimate(
         if name in held
     )
     parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute)
+    moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
+    kept = shard * stored + moments + average + 2 * flags
+    on_host = config.parallel.cpu_offload and wants_cuda(config)
     return Memory(
         weights=shard * stored,
         gathered=_gathered_elements(config, groups) * (used + compute if used > compute else compute),
         gradients=gradients,
-        moments=2 * shard * stored,
+        moments=moments,
         topology=2 * flags,
         activations=parts.activations,
         loss=parts.loss,
         update=_update_bytes(budgets, held, flags, sizes),
         validation=parts.validation,
         read_off=parts.read_off,
-        host=(3 * shard * stored + 2 * flags) * (config.parallel.cpu_offload and wants_cuda(config)),
-        snapshot=3 * shard * stored + 2 * flags if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
+        average=average,
+        swapped=shard * stored if average and not on_host else 0,
+        host=kept * on_host,
+        snapshot=kept if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
 
 
@@ -118,9 +128,21 @@ def _text_memory(config: Config, sizes: MeshSizes, compute: int) -> TextMemory:
 
 
 def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBudget]) -> int:
-    """Bytes of one checkpoint over all ranks: weights, two moments, two flags per unit."""
+    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit."""
     _, stored, _ = element_bytes(config)
-    return 3 * stored * sum(map(math.prod, shapes.values())) + 2 * sum(budget.units for budget in budgets.values())
+    weight = (1 + moment_count(config)) * stored + average_bytes(config)
+    return weight * sum(map(math.prod, shapes.values())) + 2 * sum(budget.units for budget in budgets.values())
+
+
+def moment_count(config: Config) -> int:
+    """Moments that the optimizer keeps of a weight."""
+    return {"adamw": 2, "sgd": 1}[config.optim.algorithm]
+
+
+def average_bytes(config: Config) -> int:
+    """Bytes of the moving average of one weight: fp32 at least; 0 where none is kept."""
+    _, stored, _ = element_bytes(config)
+    return max(4, stored) if config.train.ema_decay > 0.0 else 0
 
 
 def element_bytes(config: Config) -> tuple[int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from nt_pretrain.observe.log import Console
 from nt_pretrain.observe.meters import Meter
 from nt_pretrain.observe.record import Recorder
@@ -52,15 +54,13 @@ class Observer:
         if self._recorder is not None:
             self._recorder.event("topology", step, reason, {"digest": digest})
 
-    def validated(self, step: int, values: dict[str, float]) -> None:
+    def validated(self, step: int, values: dict[str, float], figures: dict[str, Path]) -> None:
+        """Readings of a validation, and the figures drawn of it (on rank 0) by their names."""
         if self._recorder is not None:
             self._recorder.metrics(step, values)
-        heads = [key for key in values if key.startswith("validation/perplexity_head_")]
-        text = f"validation at step {step:,}: perplexity {values['validation/perplexity_ensemble']:.2f}"
-        if len(heads) > 1:
-            text += " (heads " + " ".join(f"{values[key]:.2f}" for key in heads) + ")"
-        if "validation/unigram_perplexity" in values:
-            text += f", unigram level {values['validation/unigram_perplexity']:.2f}"
+            for name, path in figures.items():
+                self._recorder.image(f"validation/{name}", step, path)
+        text = f"validation at step {step:,}: {_in_words(values)}"
         self._event("validation", step, text, {}, echo=text)
 
     def saved(self, step: int, path: str, seconds: float, held_seconds: float, size: int) -> None:
@@ -117,3 +117,18 @@ class Observer:
             message=message,
         )
         self._rundir.write_status(status)
+
+
+def _in_words(values: dict[str, float]) -> str:
+    """The headline of a validation: perplexity of text, accuracy of pictures; ensemble first, then the heads."""
+    is_text = "validation/perplexity_ensemble" in values
+    name, form = ("perplexity", ".2f") if is_text else ("accuracy", ".2%")
+    text = f"{name} {values[f'validation/{name}_ensemble']:{form}}"
+    heads = [values[key] for key in values if key.startswith(f"validation/{name}_head_")]
+    if len(heads) > 1:
+        text += " (heads " + " ".join(f"{value:{form}}" for value in heads) + ")"
+    if not is_text:
+        text += f", loss {values['validation/loss_ensemble']:.3f}, ECE {values['validation/ece_ensemble']:.4f}"
+    if "validation/unigram_perplexity" in values:
+        text += f", unigram level {values['validation/unigram_perplexity']:.2f}"
+    return text

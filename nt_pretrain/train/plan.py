@@ -23,8 +23,7 @@ from nt_pretrain.models.accounting import (
 )
 from nt_pretrain.models.network import block_count, vision_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
-from nt_pretrain.sparsity.budget import LayerBudget
-from nt_pretrain.sparsity.budget import plan_budgets
+from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.schedule import overall_density, update_count
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
@@ -245,17 +244,24 @@ def _memory(plan: Plan) -> Table:
         "weights gathered for use": memory.gathered,
         f"gradients{unsharded}": memory.gradients,
         "moments": memory.moments,
+        "moving average of the weights": memory.average,
         "topology": memory.topology,
         "activations": memory.activations,
         "logits and loss": memory.loss,
         "topology update (when gathered, activations, loss are gone)": memory.update,
         "validation (when gradients, activations, loss are gone)": memory.validation,
         "copy that a checkpoint is written from": memory.snapshot,
+        "weights that wait while their average is validated": memory.swapped,
         "of all these in the host's memory": memory.host,
         "peak": memory.peak,
     }
+    only_if_any = {
+        "moving average of the weights",
+        "weights that wait while their average is validated",
+        "of all these in the host's memory",
+    }
     for name, size in rows.items():
-        if size or name != "of all these in the host's memory":
+        if size or name not in only_if_any:
             table.add_row(f"  {name}", readable_bytes(size))
     return table
 

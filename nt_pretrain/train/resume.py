@@ -17,11 +17,19 @@ from nt_pretrain.train.state import TrainState
 def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks) -> Position:
     """Read the checkpoint into ``state``; returns the data position after it.
 
+    An average of the weights that the checkpoint does not have (``train.ema_decay`` is new) starts from its weights.
+
     Raises:
         CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
     """
     refuse_other_model(found, wanted)
-    load_tensors(found.path, state.checkpoint_tensors(), group=ranks.control)
+    tensors = state.checkpoint_tensors()
+    starting = _starts_averaging(state, found)
+    if starting:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema.")}
+    load_tensors(found.path, tensors, group=ranks.control)
+    if starting and state.average is not None:
+        state.average.restart()
     try:
         state.restore(found.state)
         position = Position.from_json(found.state["position"])
@@ -81,7 +89,13 @@ def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: C
             if before[section].get(key) != value
         ]
         text += "; changed since: " + ", ".join(changes) if changes else "; configuration unchanged"
+    if _starts_averaging(state, found):
+        text += "; train.ema_decay: the average starts from these weights, the checkpoint has none"
     return text
+
+
+def _starts_averaging(state: TrainState, found: Found) -> bool:
+    return state.average is not None and not found.state.get("averaged", False)
 
 
 def how_to_go_on(config: Config, command: str) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 from collections.abc import Iterator
 from typing import IO
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.checkpoint.folders import remove_leftovers
@@ -23,8 +21,6 @@ from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Position
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.tokenizer import load_tokenizer
-from nt_pretrain.data.validation import unigram_counts, validation_batches
-from nt_pretrain.eval.validate import unigram_loss, validate
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
@@ -45,8 +41,8 @@ from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
 from nt_pretrain.train.state import TrainState, fresh_state, identity
-from nt_pretrain.train.step import split_targets
 from nt_pretrain.train.together import on_all
+from nt_pretrain.train.validation import Validation
 
 
 def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
@@ -99,14 +95,14 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
     with contextlib.closing(observer), contextlib.closing(checkpoints), contextlib.closing(watchdog):
         try:
-            validation = Validation(config, state, ranks)
+            validation = Validation(config, state, ranks, rundir)
             loader = on_all(ranks, lambda: _loader(config, ranks, position))
             if loader.changes:
                 observer.warned(state.step, "data.allow_change: going on although " + "; ".join(loader.changes))
             quarantine = Quarantine(ranks, observer, loader.documents, config.data.max_bad_fraction)
             quarantine.restore(found.state.get("quarantine", {}) if found else {})
             if missed:
-                observer.validated(state.step, validation.measure())
+                observer.validated(state.step, *validation.measure())
             parts = Parts(
                 config, ranks, state, loader, quarantine, meter, observer, requests, validation.measure, checkpoints,
                 watchdog,

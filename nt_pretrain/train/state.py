@@ -23,13 +23,14 @@ from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.schedule import overall_density
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
 from nt_pretrain.sparsity.update import LayerTensors
+from nt_pretrain.train.ema import Average
 from nt_pretrain.train.optim import Optimizer
 from nt_pretrain.train.topology import draw_topology, topology_digest
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer and topology of this rank, and how far the run has come.
+    """Model, optimizer, topology and average of weights of this rank, and how far the run has come.
 
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
     sparse layers of the model. ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens
@@ -44,9 +45,10 @@ class TrainState:
     step: int = 0
     targets: int = 0
     seconds: float = 0.0
+    average: Average | None = None
 
     def layer_tensors(self) -> dict[str, LayerTensors]:
-        """Weight, dense gradient and moments of every sparse layer, as this rank's shards."""
+        """Weight, dense gradient, moments and average of every sparse layer, as this rank's shards."""
         tensors = {}
         for layer in self.layers:
             parameter = self.parameters[layer.name]
@@ -56,6 +58,7 @@ class TrainState:
                 local(parameter.grad),
                 self.optimizer.first_moment(layer.name),
                 self.optimizer.second_moment(layer.name),
+                self.average.values[layer.name] if self.average is not None else None,
             )
         return tensors
 
@@ -64,8 +67,11 @@ class TrainState:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"model.{name}"] = parameter.detach()
-            tensors[f"first_moment.{name}"] = like_parameter(self.optimizer.first_moment(name), parameter)
-            tensors[f"second_moment.{name}"] = like_parameter(self.optimizer.second_moment(name), parameter)
+            for kind, moment in self.optimizer.moments(name).items():
+                tensors[f"{kind}.{name}"] = like_parameter(moment, parameter)
+        for name, values in self.average.values.items() if self.average is not None else []:
+            held = self.parameters.get(name)
+            tensors[f"ema.{name}"] = values if held is None else like_parameter(values, held)
         for layer in self.layers:
             parameter = self.parameters[layer.name]
             for kind, flags in (("active", layer.active), ("explored", layer.explored)):
@@ -83,6 +89,7 @@ class TrainState:
             "tokens": self.targets,
             "seconds": self.seconds,
             "optimizer_steps": self.optimizer.steps_taken(),
+            "averaged": self.average is not None,
             "active_units": {name: budget.active for name, budget in self.budgets.items()},
             "topology_digest": self.digest(ranks),
         }
@@ -95,8 +102,8 @@ class TrainState:
         for layer in self.layers:
             if layer.budget.active < layer.budget.units:
                 flags = layer.elements(layer.active)
-                mask_(self.optimizer.first_moment(layer.name), flags)
-                mask_(self.optimizer.second_moment(layer.name), flags)
+                for moment in self.optimizer.moments(layer.name).values():
+                    mask_(moment, flags)
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Counters from :meth:`facts`; tensors were read in place before."""
@@ -123,7 +130,7 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     """Initial weights, first topology, empty optimizer: a function of the configuration, not of the ranks."""
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
-    optimizer = Optimizer(parameters, config.optim)
+    optimizer = Optimizer(parameters, config.optim, exact=config.parallel.deterministic_reduce)
     budgets = budgets_at(config, shapes_of(config.model), 0)
     layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
     state = TrainState(model, parameters, optimizer, layers, budgets)
@@ -131,6 +138,9 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     with torch.no_grad():
         for layer in state.layers:
             mask_(optimizer.shards[layer.name], layer.elements(layer.active))
+    if config.train.ema_decay > 0.0:
+        # Running statistics with the weights: those of the weights are not those of their average.
+        state.average = Average.of(dict(optimizer.shards) | statistics_of(model), config.train.ema_decay)
     return state
 
 
@@ -141,6 +151,7 @@ def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
     others = OF_TEXT["model"] if config.model.sees_pictures else ("family", *OF_PICTURES["model"])
     return {
         "model": config.model.model_dump(mode="json", exclude=set(others)),
+        "optimizer": {"algorithm": config.optim.algorithm},
         "sparsity": {key: sparsity[key] for key in keys},
         "tokenizer": tokenizer_sha256,
         "weights": {"pure_bf16": "bf16", "fp64": "fp64"}.get(config.train.precision, "fp32"),

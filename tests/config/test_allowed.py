@@ -17,7 +17,11 @@ from nt_pretrain.config.schema import Config
         ("sparsity.density", "a number > 0 and <= 1 (default 1.0)"),
         ("sparsity.unit", "one of 1, 16, 32, 64, 128 (default 1)"),
         ("sparsity.drop", "one of magnitude, soft_magnitude (default magnitude)"),
-        ("sparsity.group_density", "a mapping of embedding, attention, ffn, output to a number > 0 and <= 1"),
+        (
+            "sparsity.group_density",
+            "a mapping of embedding, attention, ffn, stem, conv1x1, conv3x3, downsample, output to a number > 0 and "
+            "<= 1",
+        ),
         ("sparsity.group_density.ffn", "a number > 0 and <= 1"),
         ("data.sources", "a mapping of names of the form ^[A-Za-z0-9_-]+$ to text"),
         ("data.sources.books", "text"),
@@ -27,6 +31,7 @@ from nt_pretrain.config.schema import Config
         ),
         ("data.curriculum.100.books", "a number >= 0"),
         ("optim.betas", "a list of 2, each a number >= 0 and <= 1 (default [0.9, 0.95])"),
+        ("optim.milestones", "a list, each a number > 0 and < 1 (default [0.3333, 0.6667, 0.8889])"),
         ("data.path", "text (default data/text)"),
     ],
 )

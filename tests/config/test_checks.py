@@ -97,6 +97,35 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
             "sparsity.stop_fraction: 0.75 ends topology updates before sparsity.density_schedule reaches "
             "sparsity.density 0.5 at the last step; set stop_fraction: 1",
         ),
+        (
+            {"optim": {"schedule": "step", "milestones": (0.5, 0.25, 0.5)}},
+            "optim.milestones: [0.5, 0.25, 0.5] must ascend; in order: [0.25, 0.5]",
+        ),
+        (
+            {"optim": {"schedule": "step", "milestones": (0.04, 0.5), "warmup_steps": 50}},
+            "optim.milestones: 0.04 of 1,000 steps is step 40, amid the 50 steps of optim.warmup_steps; at least 0.05 "
+            "fits",
+        ),
+        ({"optim": {"milestones": (0.5,)}}, "optim.milestones: has no effect with optim.schedule: cosine"),
+        (
+            {"optim": {"decay_factor": 0.2, "schedule": "wsd"}},
+            "optim.decay_factor: has no effect with optim.schedule: wsd",
+        ),
+        (
+            {"optim": {"min_lr_ratio": 0.0, "schedule": "step"}},
+            "optim.min_lr_ratio: has no effect with optim.schedule: step",
+        ),
+        ({"optim": {"momentum": 0.8}}, "optim.momentum: has no effect with optim.algorithm: adamw"),
+        ({"optim": {"nesterov": False}}, "optim.nesterov: has no effect with optim.algorithm: adamw"),
+        (
+            {"optim": {"algorithm": "sgd", "betas": (0.9, 1.0)}},
+            "optim.betas: has no effect with optim.algorithm: sgd",
+        ),
+        ({"optim": {"algorithm": "sgd", "eps": 1e-6}}, "optim.eps: has no effect with optim.algorithm: sgd"),
+        (
+            {"optim": {"algorithm": "sgd"}, "sparsity": {"density": 0.5, "grow": "momentum"}},
+            "sparsity.grow: momentum needs sparsity.grown_moments: warm; otherwise inactive weights have no momentum",
+        ),
         ({"optim": {"betas": (0.9, 1.0)}}, "optim.betas: 1.0 must be below 1, or the moments never move"),
         ({"run": {"name": ".."}}, "run.name: '..' names no folder of its own below run.dir"),
     ],
@@ -256,13 +285,53 @@ TWO = {"web": "data/web", "books": "data/books"}
     ],
 )  # fmt: skip
 def test_data_options_that_do_not_fit(data: dict[str, Any], message: str) -> None:
-    (found,) = problems(Config.model_validate({"data": data}), world_size=1)
+    family = "resnet18" if any(key.startswith("picture") for key in data) else "llama"
+    (found,) = problems(Config.model_validate({"data": data, "model": {"family": family}}), world_size=1)
     assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("sections", "messages"),
+    [
+        (
+            {"model": {"family": "resnet50", "hidden": 512, "layers": 24}, "data": {"sequence_length": 64}},
+            ["model.hidden: 512 has no effect with model.family resnet50", "model.layers: 24", "data.sequence_length"],
+        ),
+        (
+            {"model": {"classes": 10}, "data": {"picture_size": 64}, "train": {"label_smoothing": 0.1}},
+            ["model.classes: 10 has no effect with model.family llama", "data.picture_size", "train.label_smoothing"],
+        ),
+        (
+            {
+                "model": {"family": "wide_resnet28_10", "blocks_in_head": 13, "small_stem": True},
+                "train": {"precision": "pure_bf16"},
+                "parallel": {"tensor": 2, "activation_checkpoint": "selective"},
+            },
+            [
+                "parallel.activation_checkpoint: selective is of feed-forward layers",
+                "train.precision: pure_bf16 does not go with wide_resnet28_10",
+                "model.blocks_in_head: 13 of the 12 blocks",
+                "model.small_stem: has no effect",
+                "parallel.tensor: 2 divides the matrix products of a llama",
+            ],
+        ),
+    ],
+)
+def test_what_does_not_fit_the_family(sections: dict[str, Any], messages: list[str]) -> None:
+    found = problems(Config.model_validate(sections), world_size=None)
+    assert len(found) == len(messages)
+    assert all(any(line.startswith(message) for line in found) for message in messages)
 
 
 def test_a_source_may_come_in_later() -> None:
     data = {"sources": TWO, "weights": {"web": 1.0}, "curriculum": {500: {"books": 1.0}}}
     assert problems(Config.model_validate({"data": data}), world_size=1) == []
+
+
+def test_the_recipe_of_an_image_model_fits() -> None:
+    optim = {"algorithm": "sgd", "lr": 0.256, "momentum": 0.875, "weight_decay": 3e-5, "schedule": "step"}
+    found = config(optim=optim | {"milestones": (0.25, 0.5, 0.75), "warmup_steps": 250}, train={"ema_decay": 0.999})
+    assert problems(found, world_size=1) == []
 
 
 def test_warmup_is_measured_against_the_steps_that_are_trained() -> None:

@@ -48,6 +48,11 @@ def test_overrides(write) -> None:
     assert config.sparsity.group_density == {"attention": 0.7, "ffn": 0.5}
     assert config.optim.betas == (0.8, 0.9)
     assert config.run.name == "350", "on the command line a text needs no quotes"
+    for milestones in ((), (0.5,), (0.1, 0.2, 0.3, 0.4)):
+        listed = load_config(path, [f"optim.milestones={list(milestones)}"])
+        assert listed.optim.milestones == milestones, "a list of any length"
+        assert load_config(write(to_yaml(listed)), []) == listed
+    path = write("train:\n  steps: 5\nsparsity:\n  group_density:\n    attention: 0.7\n")
     replaced = load_config(path, ["sparsity.group_density={output: 0.3}"])
     assert replaced.sparsity.group_density == {"output": 0.3}
 
@@ -133,7 +138,7 @@ def test_an_override_repairs_the_file(write) -> None:
         (
             "sparsity:\n  group_density: 0.5",
             "x.yaml:2: sparsity.group_density: 0.5 is not allowed; it must be a mapping of embedding, attention, ffn, "
-            "output to a number > 0 and <= 1",
+            "stem, conv1x1, conv3x3, downsample, output to a number > 0 and <= 1",
         ),
         (
             "optim:\n  betas: [0.9]",
@@ -144,6 +149,21 @@ def test_an_override_repairs_the_file(write) -> None:
             "optim:\n  betas: [0.9, two]",
             "x.yaml:2: optim.betas[1]: two is not allowed; it must be a list of 2, each a number >= 0 and <= 1 "
             "(default [0.9, 0.95])",
+        ),
+        (
+            "optim:\n  milestones: 0.5",
+            "x.yaml:2: optim.milestones: 0.5 is not allowed; it must be a list, each a number > 0 and < 1 (default "
+            "[0.3333, 0.6667, 0.8889])",
+        ),
+        (
+            "optim:\n  milestones:\n    - 0.5\n    - 1",
+            "x.yaml:2: optim.milestones[1]: 1 is not allowed; it must be a list, each a number > 0 and < 1 (default "
+            "[0.3333, 0.6667, 0.8889])",
+        ),
+        (
+            "optim:\n  algorithm: sdg",
+            "x.yaml:2: optim.algorithm: sdg is not allowed; it must be one of adamw, sgd (default adamw); did you mean "
+            "sgd?",
         ),
         ("optim:\n  lr: 1\n  lr: 2", "x.yaml:3: optim.lr: given twice, first on line 2; delete one of them"),
         ("run:\n  name: a: b", "x.yaml:2: not valid YAML: mapping values are not allowed here (column 10)"),

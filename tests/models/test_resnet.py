@@ -12,6 +12,7 @@ from nt_pretrain.models.vision_accounting import vision_shapes
 
 SMALL = VisionModel("resnet18", classes=7, heads=3, blocks_in_head=3, small_stem=True)
 WIDE = VisionModel("wide_resnet28_10", classes=100, output_bias=True)
+RESNET20 = VisionModel("resnet20", classes=10, output_bias=True)
 
 
 def seeded(model: VisionModel) -> MultiHead:
@@ -37,6 +38,8 @@ def logits_of(model: MultiHead, x: Tensor) -> list[Tensor]:
         (VisionModel("resnet50", output_bias=True), 25_557_032),
         (VisionModel("resnet34", output_bias=True), 21_797_672),
         (VisionModel("resnet18", output_bias=True), 11_689_512),
+        # He et al. 2015 count 0.27 M without the 1x1 shortcuts: 2,752 less.
+        (RESNET20, 269_722 + 2_752),
         (WIDE, 36_536_884),
         # The reference has 106,325,884: its heads share one final norm of 640 channels; here each has its own.
         (VisionModel("wide_resnet28_10", 100, 3, 8, output_bias=True), 106_325_884 + 2 * 2 * 640),
@@ -56,7 +59,22 @@ def test_ten_of_sixteen_blocks_are_the_papers_split() -> None:
     assert model.trunk_output(torch.empty(2, 3, 224, 224, device="meta"), None).shape == (2, 512, 28, 28)
 
 
-@pytest.mark.parametrize("plain", [VisionModel("resnet18", 7, small_stem=True), VisionModel("resnet50", 7), WIDE])
+def test_resnet20_is_that_of_small_pictures() -> None:
+    """Table in section 4.2 of He et al. 2015: maps of 32, 16 and 8 pixels with 16, 32 and 64 channels, 19 convolutions
+    on the path and one classifier.
+    """
+    model = seeded(RESNET20).eval()
+    shapes = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
+    logits_of(model, pictures(2, 32))
+    assert shapes == [(16, 32, 32)] * 7 + [(32, 16, 16)] * 6 + [(64, 8, 8)] * 6
+
+
+@pytest.mark.parametrize(
+    "plain", [VisionModel("resnet18", 7, small_stem=True), VisionModel("resnet50", 7), RESNET20, WIDE]
+)
 @pytest.mark.parametrize("blocks_in_head", [1, None])
 def test_one_head_computes_the_same_wherever_it_is_cut(plain: VisionModel, blocks_in_head: int | None) -> None:
     blocks = len(plain.blocks) if blocks_in_head is None else blocks_in_head
@@ -179,7 +197,8 @@ def test_only_the_heads_asked_for_are_built() -> None:
         (dict(blocks_in_head=17), "17 of the 16 blocks of resnet50; a head owns 0 .* to 16"),
         (dict(blocks_in_head=-1), "-1 of the 16 blocks"),
         (dict(heads=0), "model.heads: 0 must be at least 1"),
-        (dict(label_smoothing=1.0), "model.label_smoothing: 1.0 must be"),
+        (dict(label_smoothing=1.0), "train.label_smoothing: 1.0 must be"),
+        (dict(family="resnet20", small_stem=True), "model.small_stem: has no effect on resnet20"),
         (dict(family="wide_resnet28_10", small_stem=True), "model.small_stem: has no effect"),
         (dict(family="wide_resnet28_10", zero_last_norm=True), "model.zero_last_norm: has no effect"),
     ],

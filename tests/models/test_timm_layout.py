@@ -159,6 +159,7 @@ def test_a_bias_of_zeros_is_dropped_and_another_refused() -> None:
         (VisionModel("resnet18", 11, output_bias=True), r"fc.weight: shape \[10, 512\], but heads.0.output.weight"),
         (VisionModel("resnet18", 10, output_bias=True, small_stem=True), "conv1.weight: shape .*model.small_stem"),
         (VisionModel("wide_resnet28_10", 10), "no layout in timm"),
+        (VisionModel("resnet20", 10), "resnet20 has no layout in timm"),
     ],
 )
 def test_another_networks_file_is_refused_in_words(model: VisionModel, says: str) -> None:

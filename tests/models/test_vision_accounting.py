@@ -27,6 +27,7 @@ WIDE = VisionModel("wide_resnet28_10", 100, heads=3, blocks_in_head=8, output_bi
         (R50, 224, 1.0, 9.077),
         (R50, 224, 0.3, 4.290),
         (R50, 224, 0.2, 3.176),
+        (VisionModel("resnet20", 10), 32, 1.0, 0.0408),  # 40.6 M in the literature, without 1x1 shortcuts
         (VisionModel("wide_resnet28_10", 100), 32, 1.0, 5.243),
         (WIDE, 32, 1.0, 12.374),
         (WIDE, 32, 0.2, 3.582),

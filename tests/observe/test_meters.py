@@ -25,7 +25,7 @@ def test_speed_wait_and_pause_are_told_apart() -> None:
         with meter.waiting():
             clock.now += 0.5
         clock.now += 1.5
-        meter.step(tokens=1000)
+        meter.step(samples=1000)
     with meter.paused():
         clock.now += 100.0  # a validation
     values = meter.read()
@@ -42,10 +42,10 @@ def test_each_reading_covers_its_own_steps() -> None:
     clock = Clock()
     meter = Meter(device=CPU, world=1, remaining_steps=10, clock=clock)
     clock.now += 8.0
-    meter.step(tokens=100)
+    meter.step(samples=100)
     meter.read()
     clock.now += 1.0
-    meter.step(tokens=100)
+    meter.step(samples=100)
     assert meter.read()["time/step_seconds"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match=r"before any meter\.step"):
         meter.read()
@@ -55,7 +55,7 @@ def test_earlier_processes_count() -> None:
     clock = Clock()
     meter = Meter(device=CPU, world=1, remaining_steps=10, samples_before=5000, hours_before=1.5, clock=clock)
     clock.now += 3600.0
-    meter.step(tokens=100)
+    meter.step(samples=100)
     values = meter.read()
     assert (values["tokens/total"], values["time/hours"]) == (5100, pytest.approx(2.5))
     assert (meter.samples_total, meter.hours) == (5100, pytest.approx(2.5))
@@ -65,10 +65,10 @@ def test_time_left_leaves_out_the_first_step_and_counts_pauses() -> None:
     clock = Clock()
     meter = Meter(device=CPU, world=1, remaining_steps=12, clock=clock)
     clock.now += 60.0  # the first step starts the readers
-    meter.step(tokens=1)
+    meter.step(samples=1)
     assert meter.eta_seconds() is None
     clock.now += 1.0
-    meter.step(tokens=1)
+    meter.step(samples=1)
     with meter.paused():
         clock.now += 1.0
     assert meter.eta_seconds() == pytest.approx(2.0 * 10)
@@ -78,7 +78,7 @@ def test_mfu_with_a_given_peak() -> None:
     clock = Clock()
     meter = Meter(device=CPU, world=4, remaining_steps=1, flops_per_sample=6e9, peak=100.0, clock=clock)
     clock.now += 2.0
-    meter.step(tokens=40_000)
+    meter.step(samples=40_000)
     # 6e9 * 20,000 tokens/s = 1.2e14 of 4 * 1e14
     assert meter.read()["throughput/mfu"] == pytest.approx(0.3)
 

@@ -123,6 +123,20 @@ def test_moments_of_grown_units():
     assert bool((tensors.second_moment == 2.0).all()), "warm moments are left alone"
 
 
+@pytest.mark.parametrize("option", ["mean", "zero", "warm"])
+def test_sgd_has_one_moment_and_grown_units_start_without_or_warm(option):
+    layer, tensors, section = make(grown_moments=option, just_dropped="exclude")
+    tensors.second_moment = None
+    tensors.first_moment.fill_(3.0)
+    before = layer.active.clone()
+    step(layer, tensors, section)
+    grown, kept = layer.active & ~before, layer.active & before
+    assert bool((tensors.first_moment.view(-1)[grown] == (3.0 if option == "warm" else 0.0)).all()) and bool(
+        grown.any()
+    )
+    assert bool((tensors.first_moment.view(-1)[kept] == 3.0).all())
+
+
 def test_a_dense_layer_is_left_alone_bit_for_bit():
     layer, tensors, section = make(density=1.0)
     copies = [t.clone() for t in (tensors.weight, tensors.first_moment, tensors.second_moment)]

@@ -22,7 +22,7 @@ RUN: dict[str, dict[str, Any]] = {"model": MODEL, "sparsity": {"density": 0.5}, 
 
 
 def config(**sections: dict[str, Any]) -> Config:
-    return Config.model_validate({name: fields | sections.get(name, {}) for name, fields in RUN.items()})
+    return Config.model_validate(sections | {name: fields | sections.get(name, {}) for name, fields in RUN.items()})
 
 
 def refusals(rank: int, world: int, folder: Path, others: dict[str, tuple[Config, str]]) -> dict[str, str]:
@@ -36,8 +36,10 @@ def refusals(rank: int, world: int, folder: Path, others: dict[str, tuple[Config
     assert found is not None
     told = {}
     older = dataclasses.replace(found, identity={"model": found.identity["model"]})
+    before_sgd = {key: value for key, value in found.identity.items() if key != "optimizer"}
+    unsaid = dataclasses.replace(found, identity=before_sgd)
     bare = dataclasses.replace(found, state={})
-    for name, other in (("identity", older), ("state", bare)):
+    for name, other in (("identity", older), ("before sgd", unsaid), ("state", bare)):
         with pytest.raises(CheckpointError) as refused:
             resume(fresh_state(mine, ranks), other, mine, identity(mine, "mine"), ranks)
         told[name] = str(refused.value)
@@ -63,6 +65,7 @@ OTHERS: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {
         "mine",
         "sparsity.distribution: checkpoint 'erk', this run 'uniform'",
     ),
+    "algorithm": ({"optim": {"algorithm": "sgd"}}, "mine", "optimizer.algorithm: checkpoint 'adamw', this run 'sgd'"),
     "tokenizer": ({}, "another", "tokenizer: checkpoint mine, this run another"),
     "weights": ({"train": {"precision": "pure_bf16"}}, "mine", "weights: checkpoint fp32, this run bf16"),
     "wide weights": ({"train": {"precision": "fp64"}}, "mine", "weights: checkpoint fp32, this run fp64"),
@@ -77,6 +80,7 @@ def test_another_run_is_named(tmp_path: Path) -> None:
         assert f"  {expected}\n" in told[name], name
         assert told[name].endswith("Set these back, or start a new run with another run.name.")
     another = "was written by another version of this program: "
-    needs = "['model', 'sparsity', 'tokenizer', 'weights']"
+    needs = "['model', 'optimizer', 'sparsity', 'tokenizer', 'weights']"
     assert f"{another}it says of itself ['model'], this version needs {needs}" in told["identity"]
+    assert f"{another}it says of itself ['model', 'sparsity', 'tokenizer', 'weights'], this" in told["before sgd"]
     assert f"{another}its state lacks 'step'" in told["state"]

