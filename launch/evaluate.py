@@ -39,6 +39,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="share of the samples that temperatures are fitted on; 0: no calibration (%(default)s)",
     )
     parser.add_argument("--ood", metavar="DIR", help="a prepared corpus of another distribution, to be told apart")
+    parser.add_argument(
+        "--average", action="store_true", help="the moving average of the weights instead of these (train.ema_decay)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation/step_N in the run's folder")
     return parser.parse_intermixed_args(arguments)
 
@@ -70,7 +73,7 @@ def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     asked = parse(arguments)
-    options = Options(out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood)
+    options = Options(out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood, average=asked.average)
     timeout = 0
     try:
         target = target_of(asked.target)

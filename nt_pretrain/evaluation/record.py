@@ -28,6 +28,7 @@ def record_of(found: Evaluation) -> dict[str, Any]:
         "definitions": DEFINITIONS,
         "run": config.run.name,
         "step": found.checkpoint.step,
+        "weights": "average" if found.checkpoint.average else "last",
         "topology_digest": found.checkpoint.digest,
         "heads": heads,
         "ensemble": config.eval.ensemble,

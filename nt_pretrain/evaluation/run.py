@@ -28,10 +28,11 @@ class Options:
     """What a command line asks for beside the checkpoint and its configuration.
 
     Attributes:
-        out: folder of what is written; None: ``evaluation/step_N`` in the run's folder (with other data than the run's
-            ``step_N-NAME``).
+        out: folder of what is written; None: ``evaluation/step_N`` in the run's folder (``step_N-average``; with other data
+            than the run's ``step_N-NAME``).
         data: another prepared corpus than the run's, or None.
         share: of the samples that temperatures are fitted on; 0: none are.
+        average: measure the moving average of the weights instead of these.
         foreign: a prepared corpus whose samples are to be told from those of the run's, or None.
     """
 
@@ -39,6 +40,7 @@ class Options:
     data: str | None
     share: float
     foreign: str | None
+    average: bool = False
 
 
 def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Callable[[str], None]) -> Path:
@@ -50,7 +52,7 @@ def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Ca
     Raises:
         CheckpointError, DataError: on all ranks.
     """
-    loaded = load(target, config, ranks)
+    loaded = load(target, config, ranks, average=options.average)
     data = validation_set(config, ranks)
     foreign = None
     if options.foreign is not None:
@@ -62,6 +64,7 @@ def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Ca
 
 def _written(target: Target, found: Evaluation, options: Options, tell: Callable[[str], None]) -> Path:
     name = folder_name(found.checkpoint.step)
+    name += "-average" if options.average else ""
     if options.data is not None:
         name += f"-{Path(options.data.rstrip('/')).name}"
     out = options.out or target.rundir.path / "evaluation" / name

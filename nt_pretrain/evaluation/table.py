@@ -60,7 +60,10 @@ def _heading(record: dict[str, Any]) -> Text:
     where = ", ".join(data["locations"])
     broken = record["set"]["broken"]
     lost = f"; {broken:,} of them have outputs that are no numbers, so nothing can be said" if broken else ""
-    return Text(f"{record['run']}, step {record['step']:,}: {samples:,} {data['units']} of {where}{first}{lost}")
+    average = ", average of the weights" if record["weights"] == "average" else ""
+    return Text(
+        f"{record['run']}, step {record['step']:,}{average}: {samples:,} {data['units']} of {where}{first}{lost}"
+    )
 
 
 def _quality(record: dict[str, Any]) -> Table:

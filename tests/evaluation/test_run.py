@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from nt_pretrain.checkpoint.load import load_tensors
+from nt_pretrain.evaluation.load import load
 from nt_pretrain.evaluation.run import Options, run
 from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.history import read_lines
@@ -33,7 +34,14 @@ pytestmark = pytest.mark.timeout(300)
 def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two checkpoints of a run on two ranks, whose last validation was of the first 16 sequences."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    options = [*corpus.overrides, "train.steps=10", "checkpoint.save_every_steps=5", "eval.every_steps=0"]
+    options = [
+        *corpus.overrides,
+        "train.steps=10",
+        "optim.warmup_steps=2",
+        "checkpoint.save_every_steps=5",
+        "eval.every_steps=0",
+        "train.ema_decay=0.5",
+    ]
     launches.finish(launches.start(2, folder, *options), folder)
     return folder
 
@@ -118,6 +126,16 @@ def test_the_losses_are_those_of_the_runs_own_validation(trained: Path) -> None:
     assert found["data"]["first"] == 16
 
 
+def test_the_average_of_the_weights_is_what_the_run_validated(trained: Path) -> None:
+    done = launch(str(trained), "--average", "--samples", "16", "--calibrate", "0", "run.threads_per_rank=1")
+    assert done.returncode == 0, done.stderr
+    assert "step 10, average of the weights: " in done.stdout
+    found = json.loads((trained / "evaluation" / "step_00000010-average" / "evaluation.json").read_text())
+    (own,) = [line for line in read_lines(RunDir(trained).metrics) if "validation_ema/loss_ensemble" in line]
+    assert own["validation_ema/loss_ensemble"] != own["validation/loss_ensemble"]
+    assert found["members"]["ensemble"]["nll"] == pytest.approx(own["validation_ema/loss_ensemble"], rel=1e-6)
+
+
 def test_an_older_checkpoint_and_other_data(trained: Path, other: Path) -> None:
     manifest = trained / "checkpoints" / "step_00000005" / "manifest.json"
     done = launch(str(manifest), "--data", str(other), "--calibrate", "0")
@@ -160,20 +178,20 @@ def test_what_is_not_there_ends_with_words(trained: Path, corpus: Corpus, tmp_pa
     assert not any("Traceback" in each.stderr for each in (missing, no_data, foreign))
 
 
-def test_no_weights_but_those_that_were_saved(trained: Path) -> None:
+@pytest.mark.parametrize("average", [False, True], ids=["weights", "averages"])
+def test_no_weights_but_those_that_were_saved(trained: Path, average: bool) -> None:
     """On three ranks, from a checkpoint of two, every weight and mask is that of the checkpoint."""
-    run_ranks(_loaded, 3, str(trained), timeout=100)
+    run_ranks(_loaded, 3, str(trained), average, timeout=100)
 
 
-def _loaded(rank: int, world: int, words: str) -> None:
-    from nt_pretrain.evaluation.load import load
-
+def _loaded(rank: int, world: int, words: str, average: bool) -> None:
     target = target_of(words)
     config = config_of(target, ["run.seed=77"], data=None, samples=0)  # other initial values
-    loaded = load(target, config, connect(config))
+    loaded = load(target, config, connect(config), average=average)
+    kind = "ema" if average else "model"
     names = dict(loaded.model.named_parameters())
-    saved = {f"model.{name}": torch.empty(parameter.shape) for name, parameter in names.items()}
+    saved = {f"{kind}.{name}": torch.empty(parameter.shape) for name, parameter in names.items()}
     load_tensors(RunDir(target.rundir.path).checkpoints / loaded.name, saved)
     for name, parameter in names.items():
-        assert parameter.full_tensor().equal(saved[f"model.{name}"]), name  # type: ignore[attr-defined]
+        assert parameter.full_tensor().equal(saved[f"{kind}.{name}"]), name  # type: ignore[attr-defined]
     assert loaded.layers and all(layer.active.any() for layer in loaded.layers)

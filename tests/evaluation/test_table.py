@@ -37,7 +37,7 @@ def made(heads: int = 3, *, broken: bool = False, pictures: bool = True) -> Eval
     foreign = Foreign(["data/far/validation"], whole.classification.confidences[:members, :, 0].clone(), 0)
     family = {"family": "resnet18", "classes": 7} if pictures else {}
     config = Config(model=ModelSection(heads=heads, **family), eval=EvalSection(sequences=0, ensemble="logit"))
-    loaded = Loaded(MultiHead(None, {}), [], 1234, "abc", "step_00001234", [])
+    loaded = Loaded(MultiHead(None, {}), [], 1234, "abc", "step_00001234", False, [])
     units = "pictures" if pictures else "targets"
     data = ValidationSet(units, 7, 1, ["data/near/validation"], ["f"], 1, lambda: iter(()))
     pairs = torch.full((heads, heads), 0.25, dtype=torch.float64)
