@@ -28,8 +28,8 @@ class Options:
     """What a command line asks for beside the checkpoint and its configuration.
 
     Attributes:
-        out: folder of what is written; None: ``evaluation/step_N`` in the run's folder (``step_N-average``; with other data
-            than the run's ``step_N-NAME``).
+        out: folder of what is written; None: ``evaluation/step_N`` in the run's folder, with ``-average`` or the name
+            of other data than the run's behind it.
         data: another prepared corpus than the run's, or None.
         share: of the samples that temperatures are fitted on; 0: none are.
         average: measure the moving average of the weights instead of these.

@@ -42,7 +42,7 @@ def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eval.every_steps=0",
         "train.ema_decay=0.5",
     ]
-    launches.finish(launches.start(2, folder, *options), folder)
+    launches.finish(launches.start(2, folder, *corpus.overrides, *options, "eval.every_steps=0"), folder)
     return folder
 
 
