@@ -6,7 +6,7 @@ What cannot be read ends the run: a validation over less than the set could not 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.augment import evaluation_picture
 from nt_pretrain.data.corpus import Split
+from nt_pretrain.data.disturbed_text import Disturb, counted_sequences
 from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.images import ImageError
 from nt_pretrain.data.mixture import Mixture
@@ -25,6 +26,10 @@ from nt_pretrain.data.readers import settle_in
 from nt_pretrain.data.samples import NO_LABEL
 from nt_pretrain.data.sources import Sources, mixture_of
 from nt_pretrain.data.text import PADDING, Cursor, Sequence, packed, truncated
+
+Change = Callable[[Tensor, int], Tensor]
+"""From a picture, uint8 [3, H, W], and its number in the validation set to another of the same shape. It is sent to the
+processes that read, so it must be picklable."""
 
 
 def validation_batches(config: Config, *, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -37,19 +42,49 @@ def validation_batches(config: Config, *, rank: int, world: int) -> Iterator[tup
     Raises:
         DataError: the validation split cannot be read, or holds less than one sequence.
     """
-    size, length = config.eval.micro_batch, config.data.sequence_length + 1
-    sequences = _sequences(config)
-    filler = Sequence(np.zeros(length, np.int32), np.full(length, PADDING, np.int32), Cursor())
-    for first in range(rank * size, -(-len(sequences) // (world * size)) * world * size, world * size):
-        batch = sequences[first : first + size]
-        yield _stack(batch + [filler] * (size - len(batch)))
+    yield from _batches(_sequences(config), config, rank, world)
 
 
-def validation_pictures(config: Config, *, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class ValidationText:
+    """Validation sequences, and how many characters all their targets spell (0: of token shards, nobody knows)."""
+
+    sequences: list[Sequence]
+    characters: int
+
+    def batches(self, config: Config, *, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As :func:`validation_batches` yields them."""
+        return _batches(self.sequences, config, rank, world)
+
+
+def validation_text(config: Config, *, disturb: Disturb | None = None) -> ValidationText:
+    """The sequences of :func:`validation_batches` with the characters they spell; or, disturbed, the same text of which
+    ``disturb`` has changed every document (:func:`nt_pretrain.data.disturbed_text.counted_sequences`).
+
+    Raises:
+        DataError: the validation split cannot be read, holds less than one sequence, or is to be disturbed and holds
+            tokens.
+    """
+    sources = Sources.of_text(config, "validation")
+    if disturb is None and any(split.manifest.format != "text" for split in sources.splits):
+        return ValidationText(_sequences(config), 0)
+    data, found = config.data, []
+    for split, share in _shared(sources, config):
+        some = counted_sequences(split, packing=data.packing, length=data.sequence_length, count=share, disturb=disturb)
+        if not some and disturb is None:
+            raise _too_little(split, config)
+        found += some
+    return ValidationText([each.sequence for each in found], sum(each.characters for each in found))
+
+
+def validation_pictures(
+    config: Config, *, rank: int, world: int, change: Change | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The fixed validation pictures as pixels [S, 3, H, W] (uint8, channels_last) and labels [S] (int64).
 
     The same set at every world size, in the order of the shards; every rank yields the same number of batches, filled
-    up with black pictures of label -100. Decoded by ``data.workers`` processes.
+    up with black pictures of label -100. Decoded, and changed by ``change``, by ``data.workers`` processes. Pictures
+    are numbered from 0 in that order: picture k of batch b of a rank is number (b * world + rank) * S + k.
 
     Raises:
         DataError: the validation split cannot be read.
@@ -60,7 +95,7 @@ def validation_pictures(config: Config, *, rank: int, world: int) -> Iterator[tu
     if config.eval.sequences:
         total = min(total, config.eval.sequences)
     firsts = range(rank * size, -(-total // (world * size)) * world * size, world * size)
-    pictures = _Pictures(config, tuple(firsts), total)
+    pictures = _Pictures(config, tuple(firsts), total, change)
     loader = DataLoader(
         pictures,
         batch_size=None,
@@ -81,6 +116,7 @@ class _Pictures(Dataset[Any]):
     config: Config
     firsts: tuple[int, ...]
     total: int
+    change: Change | None
     _places: list[tuple[Split, int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -102,6 +138,8 @@ class _Pictures(Dataset[Any]):
                 except ImageError as error:
                     name = split.manifest.shards[shard].name
                     return pixels, labels, f"{split.location}/{name}: picture {document}: {error}"
+                if self.change is not None:
+                    picture = self.change(picture, first + row)
                 pixels[row], labels[row] = picture.permute(1, 2, 0), label
         except DataError as error:
             # As text: exceptions lose their type on the way out of a reader process.
@@ -140,20 +178,27 @@ class _AllRead(Exception):
 
 def _sequences(config: Config) -> list[Sequence]:
     """The first ``eval.sequences`` whole sequences of the validation splits."""
-    sources = Sources.of_text(config, "validation")
+    found: list[Sequence] = []
+    for split, share in _shared(Sources.of_text(config, "validation"), config):
+        some = _first_sequences(split, config, share)
+        if not some:
+            raise _too_little(split, config)
+        found += some
+    return found
+
+
+def _shared(sources: Sources, config: Config) -> list[tuple[Split, int]]:
+    """The splits that have a part in the validation, and how many sequences each gives; 0: all."""
     wanted = config.eval.sequences
     shares = _shares(mixture_of(config), config.total_steps, wanted) if wanted else [0] * len(sources.splits)
-    found: list[Sequence] = []
-    for split, share in zip(sources.splits, shares, strict=True):
-        if share or not wanted:
-            some = _first_sequences(split, config, share)
-            if not some:
-                raise DataError(
-                    f"{split.location}: less than one sequence of {config.data.sequence_length} tokens; prepare more "
-                    "text or a larger --validation-share"
-                )
-            found += some
-    return found
+    return [(split, share) for split, share in zip(sources.splits, shares, strict=True) if share or not wanted]
+
+
+def _too_little(split: Split, config: Config) -> DataError:
+    return DataError(
+        f"{split.location}: less than one sequence of {config.data.sequence_length} tokens; prepare more text or a "
+        "larger --validation-share"
+    )
 
 
 def _first_sequences(split: Split, config: Config, count: int) -> list[Sequence]:
@@ -193,6 +238,15 @@ def _shares(mixture: Mixture, step: int, whole: int) -> list[int]:
     shares = [whole * count // sum(counts) for count in counts]
     shares[shares.index(max(shares))] += whole - sum(shares)
     return shares
+
+
+def _batches(sequences: list[Sequence], config: Config, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every rank's batches of the sequences, equally many, filled up with padding."""
+    size, length = config.eval.micro_batch, config.data.sequence_length + 1
+    filler = Sequence(np.zeros(length, np.int32), np.full(length, PADDING, np.int32), Cursor())
+    for first in range(rank * size, -(-len(sequences) // (world * size)) * world * size, world * size):
+        batch = sequences[first : first + size]
+        yield _stack(batch + [filler] * (size - len(batch)))
 
 
 def _stack(sequences: list[Sequence]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.text import PADDING
 from nt_pretrain.data.tokenizer import END, load_tokenizer
 from nt_pretrain.data.validation import unigram_counts, validation_batches, validation_pictures
+from nt_pretrain.eval.corrupted_set import Corruptor, corrupted_batches, numbered
 from tests.data.conftest import Gallery, Sea
 from tests.data.damage import flip
 
@@ -107,3 +108,22 @@ def test_validation_never_leaves_a_picture_out(gallery: Gallery, tmp_path: Path,
     config = gallery.config(data={"path": str(folder), "workers": workers, "max_bad_fraction": 1.0})
     with pytest.raises(DataError, match=r"document 2 \(bytes .* is damaged"):
         list(validation_pictures(config, rank=0, world=1))
+
+
+def test_every_picture_is_changed_by_its_number(gallery: Gallery) -> None:
+    expected, labels = pictures(gallery.config(), 1)
+    wanted = torch.stack([Corruptor("gaussian_noise", 4, 3)(pixels, n) for n, pixels in enumerate(expected)])
+    assert not torch.equal(wanted, expected)
+    for world, workers, size in ((1, 1, 4), (2, 0, 1), (3, 0, 7)):
+        config = gallery.config(data={"workers": workers}, validation={"micro_batch": size})
+        change = Corruptor("gaussian_noise", 4, 3)
+        ranks = [list(validation_pictures(config, rank=rank, world=world, change=change)) for rank in range(world)]
+        batches = [batch for same in zip(*ranks, strict=True) for batch in same]
+        pixels, found = (torch.cat(each) for each in zip(*batches, strict=True))
+        assert torch.equal(found[found != NO_LABEL], labels)
+        assert torch.equal(pixels[found != NO_LABEL], wanted), (world, workers, size)
+        assert not pixels[found == NO_LABEL].any()
+        plain = [validation_pictures(config, rank=rank, world=world) for rank in range(world)]
+        for rank, one in enumerate(plain):
+            memory = corrupted_batches(numbered(one, rank=rank, world=world), "gaussian_noise", 4, seed=3)
+            assert all(torch.equal(a, b) for (a, _), (b, _) in zip(memory, ranks[rank], strict=True))
