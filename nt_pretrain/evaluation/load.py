@@ -58,7 +58,9 @@ def load(target: Target, config: Config, ranks: Ranks, *, average: bool = False)
     found = _found(target, ranks)
     pictures = config.model.sees_pictures
     tokenizer = "" if pictures else on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256
-    refuse_other_model(found, identity(config, tokenizer))
+    # The optimizer need not be the same: nothing of it is read.
+    wanted = {key: value for key, value in identity(config, tokenizer).items() if key != "optimizer"}
+    refuse_other_model(found, wanted)
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
     try:

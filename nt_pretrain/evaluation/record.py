@@ -48,6 +48,7 @@ def record_of(found: Evaluation) -> dict[str, Any]:
         "calibration": None if found.calibration is None else _calibration(found.calibration, heads),
         "reliability": _reliability(found.whole),
         "foreign": None if found.foreign is None else foreign_values(found.whole, found.foreign),
+        "robustness": None if found.robustness is None else found.robustness.to_json(),
         "notes": found.notes,
     }
 

@@ -35,11 +35,9 @@ def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two checkpoints of a run on two ranks, whose last validation was of the first 16 sequences."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     options = [
-        *corpus.overrides,
         "train.steps=10",
         "optim.warmup_steps=2",
         "checkpoint.save_every_steps=5",
-        "eval.every_steps=0",
         "train.ema_decay=0.5",
     ]
     launches.finish(launches.start(2, folder, *corpus.overrides, *options, "eval.every_steps=0"), folder)

@@ -42,9 +42,8 @@ def made(heads: int = 3, *, broken: bool = False, pictures: bool = True) -> Eval
     data = ValidationSet(units, 7, 1, ["data/near/validation"], ["f"], 1, lambda: iter(()))
     pairs = torch.full((heads, heads), 0.25, dtype=torch.float64)
     overlap = (pairs, pairs / 2) if heads > 1 else None
-    return Evaluation(
-        config, loaded, data, whole, Calibration(temperatures, raw, calibrated), overlap, foreign, ["one thing is left"]
-    )
+    calibration = Calibration(temperatures, raw, calibrated)
+    return Evaluation(config, loaded, data, whole, calibration, overlap, foreign, None, ["one thing is left"])
 
 
 def test_everything_stands_in_the_record() -> None:
