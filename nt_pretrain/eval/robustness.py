@@ -1,7 +1,7 @@
 """How much of a model's quality is left when inputs or weights are harmed, and means over all harms.
 
-Ovadia et al. (NeurIPS 2019): accuracy and calibration under corruptions of rising severity. Hendrycks and Dietterich
-(ICLR 2019): unweighted means over corruptions and severities.
+After Ovadia et al. (NeurIPS 2019), accuracy and calibration under corruptions of rising severity, and Hendrycks and
+Dietterich (ICLR 2019), means over corruptions and severities.
 """
 
 from __future__ import annotations

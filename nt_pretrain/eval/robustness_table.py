@@ -32,8 +32,8 @@ def tables(robustness: Robustness) -> list[Table]:
 
 
 def _members(robustness: Robustness, kind: Kind) -> Table:
-    names, count = list(robustness.of(kind)), len(severities(robustness, kind))
-    table = _table(f"{TITLES[kind]}: means over {len(names)} × {count} ({', '.join(names)}; severities)", "member")
+    names, count = len(robustness.of(kind)), len(severities(robustness, kind))
+    table = _table(f"{TITLES[kind]}: means over {names} harms × {count} severities", "member")
     shown = {label: value for label, value in MEANS.items() if value in robustness.clean["ensemble"]}
     for label, value in shown.items():
         table.add_column(HEADINGS[value], justify="right")

@@ -250,7 +250,7 @@ def test_files_that_cannot_be_read(write) -> None:
     assert problems("x.yaml") == ["x.yaml: is not UTF-8 text (byte 13)"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     name=st.from_regex(r"[A-Za-z0-9._-]{1,8}", fullmatch=True),
     folder=st.text(st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp"))),

@@ -131,6 +131,32 @@ def test_every_boundary_of_sequence_and_document(sea: Sea, length: int) -> None:
         assert found == [] or (found[-1].sequence.documents[1:] != PADDING).any()
 
 
+def test_the_end_of_the_last_document_counts_where_it_was_a_target(sea: Sea) -> None:
+    split = split_of(sea)
+    tokenizer = load_tokenizer(sea.tokenizer)
+    first = len(tokenizer.encode(documents(split)[0][0]))
+    for count in (first - 2, first - 1):
+        clean, found = (
+            targets(counted_sequences(split, packing="pack", length=1, count=count, disturb=disturb))
+            for disturb in (None, same)
+        )
+        assert (clean[-1] == END) == (count == first - 1)
+        assert found == clean
+
+
+def test_several_sources_have_their_shares(sea: Sea) -> None:
+    config = sea.config(
+        data={"path": "", "sources": {"a": str(sea.text), "b": str(sea.text)}, "weights": {"a": 3, "b": 1}}
+    )
+    text = validation_text(config)
+    expected = torch.cat([torch.stack(batch) for batch in validation_batches(config, rank=0, world=1)], dim=1)
+    found = torch.cat([torch.stack(batch) for batch in text.batches(config, rank=0, world=1)], dim=1)
+    assert torch.equal(found, expected) and len(text.sequences) == 12
+    alone = [validation_text(sea.config(validation={"sequences": count})).characters for count in (9, 3)]
+    assert text.characters == sum(alone)
+    assert len(validation_text(config, disturb=swaps).sequences) > 12
+
+
 def test_every_rank_has_its_part(sea: Sea) -> None:
     def rows(config: Config, world: int) -> torch.Tensor:
         text = validation_text(config, disturb=swaps)

@@ -72,14 +72,17 @@ def pretrain(*arguments: str) -> tuple[int, str]:
         ),
     ],
 )
-def test_one_clear_message_and_exit_code_2(arguments: list[str], message: str) -> None:
-    code, text = pretrain("configs/tiny.yaml", *arguments)
-    assert code == 2
+def test_one_clear_message_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["configs/tiny.yaml", *arguments]) == 2
+    text = capsys.readouterr().err
     assert message in [line.strip() for line in text.splitlines()]
     assert "Traceback" not in text
 
 
-def test_missing_data_stops_a_run_but_not_a_plan() -> None:
+def test_missing_data_stops_a_run_but_not_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """The run in a process of its own: the exit code is that of the process, and nothing else is written."""
     code, text = pretrain("configs/tiny.yaml", "data.path=data/nowhere", "data.tokenizer=tokenizers/none.model")
     assert code == 2
     assert text == (
@@ -89,13 +92,13 @@ def test_missing_data_stops_a_run_but_not_a_plan() -> None:
         "  data.tokenizer: there is no file tokenizers/none.model; make it: python launch/prepare.py tokenizer "
         "data/nowhere --out tokenizers/none.model --vocab-size 512\n"
     )
-    assert pretrain("configs/tiny.yaml", "data.path=data/nowhere", "--dry-run")[0] == 0
+    assert main(["configs/tiny.yaml", "data.path=data/nowhere", "--dry-run"]) == 0
+    assert "data.path: data/nowhere is no prepared corpus" in capsys.readouterr().out
 
 
-def test_a_missing_file_names_its_neighbour() -> None:
-    code, text = pretrain("configs/deemo.yaml")
-    assert code == 2
-    assert "configs/deemo.yaml: there is no such file; did you mean configs/demo.yaml?" in text
+def test_a_missing_file_names_its_neighbour(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs/deemo.yaml"]) == 2
+    assert "configs/deemo.yaml: there is no such file; did you mean configs/demo.yaml?" in capsys.readouterr().err
 
 
 def test_a_check_needs_what_a_start_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

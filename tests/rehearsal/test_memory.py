@@ -16,6 +16,7 @@ from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.rehearsal.step import rehearse
+from nt_pretrain.train.plan import make_plan
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from tests.gloo import run_ranks
@@ -121,3 +122,12 @@ def test_parts_add_up_to_known_sizes() -> None:
     assert four.weights == pytest.approx(parameters, rel=0.001)
     assert four.gradients == pytest.approx(parameters, rel=0.001)
     assert four.kept == pytest.approx(4 * parameters, rel=0.001), "whole, until the last micro-batch"
+
+
+def test_one_moment_of_sgd_and_the_average_are_counted() -> None:
+    config = small(optim={"algorithm": "sgd"}, train={"global_batch": 32, "ema_decay": 0.99})
+    parameters = sum(torch.Size(shape).numel() for shape in shapes_of(config.model).values())
+    memory, estimate = rehearse(config, 1).memory, make_plan(config, 1).memory
+    assert memory.moments == estimate.moments == 4 * parameters
+    assert memory.average == estimate.average == 4 * parameters
+    assert memory.stored == memory.weights + memory.moments + memory.average + memory.topology

@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = "configs/tiny.yaml"
 
 
-def start(ranks: int, folder: Path, *overrides: str, script: str = "launch/pretrain.py") -> subprocess.Popen[str]:
+def start(
+    ranks: int, folder: Path, *overrides: str, script: str = "launch/pretrain.py", config: str = TINY
+) -> subprocess.Popen[str]:
     """Start ``torchrun launch/pretrain.py configs/tiny.yaml`` with output in FOLDER/console.log."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     # One thread a rank: the order of additions in a kernel must not depend on the cores of the machine.
-    arguments += [script, TINY, f"run.dir={folder.parent}", f"run.name={folder.name}"]
+    arguments += [script, config, f"run.dir={folder.parent}", f"run.name={folder.name}"]
     arguments += ["run.threads_per_rank=1", *overrides]
     with (folder / "console.log").open("a") as log:
         return subprocess.Popen(
@@ -127,7 +129,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The rank processes of a torchrun, in no particular order (without their reader processes)."""
     found = []
     for child in psutil.Process(process.pid).children():
-        if TINY in child.cmdline():
+        if any(word.startswith("run.name=") for word in child.cmdline()):
             found.append(child)
     return found
 

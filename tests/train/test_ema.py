@@ -12,8 +12,8 @@ from torch import Tensor
 from nt_pretrain.checkpoint.load import Found, newest_valid
 from nt_pretrain.checkpoint.save import save
 from nt_pretrain.config.schema import Config
-from nt_pretrain.models.llama import make_context
 from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.parallel.forward import Inputs, run_trunk
 from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.parallel.shard import own_heads
 from nt_pretrain.sparsity.update import update
@@ -99,11 +99,10 @@ def test_an_update_zeroes_the_average_exactly_where_it_zeroes_the_weight(
     assert torch.equal(tensors.average[kept], average[kept])
 
 
-def logits(state: TrainState, config: Config, tokens: Tensor, documents: Tensor) -> Tensor:
+def logits(state: TrainState, config: Config, batch: Inputs, ranks: Ranks) -> Tensor:
     with torch.no_grad():
-        context = make_context(config.model, documents)
-        hidden = state.model.trunk_output(tokens, context)
-        return torch.stack([head(hidden, context) for head in own_heads(state.model).values()])
+        _, start, context, _ = run_trunk(state.model, config, batch, ranks.head_group)
+        return torch.stack([head(start, context) for head in own_heads(state.model).values()])
 
 
 def swap(rank: int, world: int, config: Config) -> dict[str, bool]:
@@ -111,12 +110,12 @@ def swap(rank: int, world: int, config: Config) -> dict[str, bool]:
     ranks = connect(config)
     state = fresh_state(config, ranks)
     train_on(state, config, ranks, range(1, 4))
-    tokens, documents = (each[:, :-1] for each in mine(rank, world, 1))
+    batch = mine(rank, world, 1)
     before = {name: shard.detach().clone() for name, shard in state.optimizer.shards.items()}
-    raw = logits(state, config, tokens, documents)
+    raw = logits(state, config, batch, ranks)
     with swapped(state):
-        averaged = logits(state, config, tokens, documents)
-    again = logits(state, config, tokens, documents)
+        averaged = logits(state, config, batch, ranks)
+    again = logits(state, config, batch, ranks)
     same = all(torch.equal(before[name], shard.detach()) for name, shard in state.optimizer.shards.items())
     # The same by other means: a model into which the averages were written before it ever ran.
     other = fresh_state(config, ranks)
@@ -124,7 +123,7 @@ def swap(rank: int, world: int, config: Config) -> dict[str, bool]:
     with torch.no_grad():
         for name, values in state.average.values.items():
             other.optimizer.shards[name].copy_(values)
-    expected = logits(other, config, tokens, documents)
+    expected = logits(other, config, batch, ranks)
     return {
         "averages differ from weights": not torch.equal(raw, averaged),
         "averages are used": torch.equal(averaged, expected),

@@ -22,6 +22,8 @@ from tests.conftest import Corpus
 from tests.train import launches
 
 OPTIONS = ["train.steps=40", "checkpoint.save_every_steps=10", "observe.log_every_steps=1"]
+ALONE = [*OPTIONS, "data.workers=0"]
+"""Ranks that read themselves: no time for readers to start where they are not what is tested."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_bad_data_on_one_rank_is_told_by_the_run(corpus: Corpus, undisturbed: Pa
 @pytest.mark.timeout(300)
 def test_a_rank_that_hangs_is_named_by_its_silence(corpus: Corpus, undisturbed: Path) -> None:
     folder = undisturbed.parent / "hang"
-    options = [*corpus.overrides, *OPTIONS, "train.steps=100000", "parallel.timeout_seconds=4"]
+    options = [*corpus.overrides, *ALONE, "train.steps=100000", "parallel.timeout_seconds=4"]
     process = launches.start(2, folder, *options)
     launches.wait_for_step(process, folder, 3)
     pid = RunDir(folder).read_status().pid  # type: ignore[union-attr]
@@ -116,7 +118,7 @@ def test_a_kill_between_checkpoint_and_validation_loses_no_validation(corpus: Co
     rundir = RunDir(folder)
     before = read_lines(rundir.metrics)
     rundir.metrics.write_text("".join(json.dumps(x) + "\n" for x in before if "validation/loss_ensemble" not in x))
-    launches.finish(launches.start(2, folder, *corpus.overrides, *OPTIONS), folder)
+    launches.finish(launches.start(2, folder, *corpus.overrides, *ALONE), folder)
     last = [line for line in before if "validation/loss_ensemble" in line][-1]
     (made,) = [line for line in read_lines(rundir.metrics) if "validation/loss_ensemble" in line]
     assert {**made, "time": ""} == {**last, "time": ""}
@@ -138,13 +140,13 @@ def test_checkpoints_that_cannot_be_read_are_told_by_the_status(corpus: Corpus, 
 @pytest.mark.timeout(300)
 def test_moments_kept_warm_do_not_move_weights_once_they_are_not(corpus: Corpus, undisturbed: Path) -> None:
     folder = undisturbed.parent / "warm"
-    warm = [*corpus.overrides, *OPTIONS, "train.steps=12", "sparsity.grown_moments=warm"]
+    warm = [*corpus.overrides, *ALONE, "train.steps=12", "sparsity.grown_moments=warm"]
     launches.finish(launches.start(1, folder, *warm), folder)
     saved = launches.final_tensors(folder, 12)
     name = "heads.0.output.weight"
     inactive = saved[f"active.{name}"] == 0
     assert saved[f"first_moment.{name}"][inactive].any(), "nothing was warm, so nothing is tested"
-    mean = [*corpus.overrides, *OPTIONS, "train.steps=14", "sparsity.grown_moments=mean"]
+    mean = [*corpus.overrides, *ALONE, "train.steps=14", "sparsity.grown_moments=mean"]
     launches.finish(launches.start(1, folder, *mean), folder)
     saved = launches.final_tensors(folder, 14)
     for key, flags in saved.items():

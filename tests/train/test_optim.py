@@ -15,11 +15,12 @@ from nt_pretrain.checkpoint.save import save
 from nt_pretrain.config.schema import Config, OptimSection
 from nt_pretrain.data.position import Plan, Position
 from nt_pretrain.models.multihead import build
+from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.train.optim import Optimizer
 from nt_pretrain.train.resume import resume
 from nt_pretrain.train.state import TrainState, fresh_state, identity
-from nt_pretrain.train.step import accumulate_gradients, apply_gradients, micro_batch_backward, split_targets
+from nt_pretrain.train.step import accumulate_gradients, apply_gradients, micro_batch_backward
 from tests.gloo import run_ranks
 from tests.train.worlds import SEQUENCES, Trace, change, hash_of, sequences, tiny, train_rank
 
@@ -35,10 +36,11 @@ def sgd(*, optim: dict[str, Any] | None = None, **sections: Any) -> Config:
     return tiny(model=ODD, optim=OPTIM | (optim or {}), **sections)
 
 
-def mine(rank: int, world: int, step: int) -> tuple[Tensor, Tensor]:
+def mine(rank: int, world: int, step: int) -> Inputs:
+    """This rank's part of the global batch of a step."""
     tokens, documents = sequences(step)
     part = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
-    return tokens[part], documents[part]
+    return Inputs.of_text(tokens[part], documents[part])
 
 
 def whole(state: TrainState) -> dict[str, Tensor]:
@@ -55,7 +57,7 @@ def dense_steps(
         state = fresh_state(config, ranks)
         first = whole(state)
         for step in range(1, steps + 1):
-            accumulate_gradients(state.model, config, *mine(rank, world, step), ranks)
+            accumulate_gradients(state.model, config, mine(rank, world, step), ranks)
             apply_gradients(state.optimizer, state.layers, config, ranks, 0.05 / step)
         found.append((first, whole(state)))
     return found
@@ -75,9 +77,9 @@ def test_a_dense_model_trains_as_with_torchs_own_sgd() -> None:
         options: dict[str, Any] = {"momentum": 0.9, "nesterov": config.optim.nesterov, "weight_decay": 1e-2}
         peer = torch.optim.SGD(groups, lr=1.0, foreach=False, **options)
         for step in range(1, 6):
-            inputs, targets, documents = split_targets(*sequences(step))
-            scale = 1.0 / int((targets >= 0).sum()) / config.model.heads
-            micro_batch_backward(model, config, inputs, targets, documents, scale)
+            batch = Inputs.of_text(*sequences(step))
+            scale = 1.0 / int((batch.targets >= 0).sum()) / config.model.heads
+            micro_batch_backward(model, config, batch, scale)
             for group in peer.param_groups:
                 group["lr"] = 0.05 / step
             peer.step()
@@ -126,7 +128,7 @@ def sparse_steps(rank: int, world: int, configs: list[Config]) -> list[list[dict
         state = fresh_state(config, ranks)
         found.append([])
         for step in range(1, 5):
-            accumulate_gradients(state.model, config, *mine(rank, world, step), ranks)
+            accumulate_gradients(state.model, config, mine(rank, world, step), ranks)
             if step % 2 == 0:
                 change(state, config, ranks, step)
                 found[-1].append(inactive(state))
@@ -152,7 +154,7 @@ def test_inactive_weights_stay_exactly_zero() -> None:
 
 def train_on(state: TrainState, config: Config, ranks: Ranks, steps: range) -> None:
     for step in steps:
-        accumulate_gradients(state.model, config, *mine(ranks.rank, ranks.world, step), ranks)
+        accumulate_gradients(state.model, config, mine(ranks.rank, ranks.world, step), ranks)
         if step % 3 == 0:
             change(state, config, ranks, step)
         apply_gradients(state.optimizer, state.layers, config, ranks, 0.05)

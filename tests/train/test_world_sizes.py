@@ -16,25 +16,38 @@ OPTIONS = [
 ]
 
 
+ALONE = [*OPTIONS, "data.workers=0"]
+"""Ranks that read themselves, as they do where there are four: fewer processes, the same samples."""
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """20 steps on one rank."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    launches.finish(launches.start(1, folder, *corpus.overrides, *ALONE), folder)
+    return folder
+
+
 @pytest.mark.timeout(400)
-def test_bit_identical_at_1_2_and_4_ranks(corpus, tmp_path):
-    for ranks in (1, 2, 4):
-        folder = tmp_path / f"ranks{ranks}"
-        launches.finish(launches.start(ranks, folder, *corpus.overrides, *OPTIONS), folder)
-        launches.assert_same_run(tmp_path / "ranks1", folder, 20)
+@pytest.mark.parametrize(("ranks", "options"), [(2, OPTIONS), (4, ALONE)], ids=["2", "4"])
+def test_bit_identical_to_one_rank(corpus, whole, ranks, options):
+    folder = whole.parent / f"ranks{ranks}"
+    launches.finish(launches.start(ranks, folder, *corpus.overrides, *options), folder)
+    launches.assert_same_run(whole, folder, 20)
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("recipe", [[], ["optim.algorithm=sgd", "optim.lr=0.1", "train.ema_decay=0.9"]])
-def test_resume_at_another_world_size_goes_on_bit_identically(corpus, tmp_path, recipe):
+def test_resume_at_another_world_size_goes_on_bit_identically(corpus, whole, tmp_path, recipe):
     """10 steps on 2 ranks, the rest on 4, against 20 steps on one."""
-    whole, elastic = tmp_path / "whole", tmp_path / "elastic"
-    options = [*corpus.overrides, *OPTIONS, *recipe]
-    launches.finish(launches.start(1, whole, *options), whole)
-    process = launches.start(2, elastic, *options, "checkpoint.save_every_steps=10")
+    elastic = tmp_path / "elastic"
+    if recipe:
+        whole = tmp_path / "whole"
+        launches.finish(launches.start(1, whole, *corpus.overrides, *ALONE, *recipe), whole)
+    process = launches.start(2, elastic, *corpus.overrides, *OPTIONS, *recipe, "checkpoint.save_every_steps=10")
     launches.wait_for_step(process, elastic, 12)
     launches.kill_tree(process)
-    launches.finish(launches.start(4, elastic, *options), elastic)
+    launches.finish(launches.start(4, elastic, *corpus.overrides, *ALONE, *recipe), elastic)
     launches.assert_same_run(whole, elastic, 20)
     saved = launches.final_tensors(elastic, 20)
     averages = {name: tensor for name, tensor in saved.items() if name.startswith("ema.")}

@@ -24,6 +24,8 @@ from tests.data.storage.flaky import ENDLESS, Flaky, flaky_server
 
 QUICK = Patience(retries=2, timeout_seconds=2, slowest_bytes_per_second=1e6, backoff_seconds=0.01)
 HASTY = Patience(retries=1, timeout_seconds=0.3, slowest_bytes_per_second=1e6, backoff_seconds=0.01)
+SLOW = Patience(retries=2, timeout_seconds=1, slowest_bytes_per_second=1000, backoff_seconds=0.01)
+"""Silence ends a request seconds before its deadline does."""
 CONTENT = bytes(range(256)) * 400
 """102,400 bytes."""
 
@@ -66,7 +68,7 @@ def test_bytes_sizes_and_whole_files(server: Flaky) -> None:
 )
 def test_what_may_pass_is_tried_again_and_noted(server: Flaky, fault: str, words: str) -> None:
     notes = Notes()
-    remote = Remote(server.url, QUICK, notes)
+    remote = Remote(server.url, SLOW if fault == "stall" else QUICK, notes)
     server.first(fault)
     assert remote.read("a.tar", 1000, 5000) == CONTENT[1000:5000]
     ((kind, noted),) = notes

@@ -114,11 +114,12 @@ def test_a_shard_that_does_not_come_is_left_out_for_now(sea: Sea, server: Flaky,
     slow = sorted((sea.text / "train").glob("*.tar"))[1].name
     server.choose = lambda name, number: fault if name.endswith(slow) else None
     config = remote(
-        sea, server.url, tmp_path / "cache", packing="truncate", max_bad_fraction=0.5, stall_seconds=4, workers=1,
+        sea, server.url, tmp_path / "cache", packing="truncate", max_bad_fraction=0.5, stall_seconds=3, workers=1,
         retries=100, read_timeout_seconds=60, slowest_kb_per_second=0.001,
     )  # fmt: skip
-    expected = batches(sea.config(data={"packing": "truncate"}), 30)
-    found = batches(config, 30)
+    count = 12  # its lane goes on to the next shard, and another lane comes to it
+    expected = batches(sea.config(data={"packing": "truncate"}), count)
+    found = batches(config, count)
     faults = [each for ranks in found for batch in ranks for each in batch.faults if each.masked]
     assert {(each.kind, each.shard) for each in faults} == {("unreachable shard", slow)}
     assert not any(each.kind.startswith("reader") for ranks in found for batch in ranks for each in batch.faults)
@@ -169,10 +170,10 @@ def test_shards_that_are_stuck_cost_the_others_nothing(sea: Sea, server: Flaky, 
     stuck = {path.name for path in sorted((sea.text / "train").glob("*.tar"))[:2]}
     server.choose = lambda name, number: "stall" if Path(name).name in stuck else None
     config = remote(
-        sea, server.url, tmp_path / "cache", packing="truncate", max_bad_fraction=0.9, stall_seconds=4,
-        read_timeout_seconds=60, workers=workers, lanes=2,
+        sea, server.url, tmp_path / "cache", packing="truncate", max_bad_fraction=0.9, stall_seconds=3,
+        read_timeout_seconds=60, workers=workers,
     )  # fmt: skip
-    found = batches(config, 20)
+    found = batches(config, 6)  # two lanes at stuck shards, two at others
     faults = [each for ranks in found for batch in ranks for each in batch.faults if each.masked]
     assert {each.shard for each in faults} == stuck
 
@@ -182,11 +183,11 @@ def test_a_slow_server_is_waited_for(sea: Sea, server: Flaky, tmp_path: Path) ->
     """Every shard takes longer than may pass without a byte, and its bytes come all the time: nothing is lost."""
     stores = (sea.text / "train").glob("*.tar")
     slow = sorted(path.name for path in stores)[0]
-    server.choose = lambda name, number: "trickle" if name.endswith(slow) and number < 100 else None
+    server.choose = lambda name, number: "trickle" if name.endswith(slow) and number < 12 else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nt_pretrain.data.storage.remote.CHUNK", 200)
+        patch.setattr("nt_pretrain.data.storage.remote.CHUNK", 100)  # 0.3 s each
         config = remote(
-            sea, server.url, tmp_path / "cache", stall_seconds=4, read_timeout_seconds=60, slowest_kb_per_second=0.1,
+            sea, server.url, tmp_path / "cache", stall_seconds=3, read_timeout_seconds=60, slowest_kb_per_second=0.1,
             packing="truncate",
         )  # fmt: skip
         found = batches(config, 6)
