@@ -39,6 +39,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="share of the samples that temperatures are fitted on; 0: no calibration (%(default)s)",
     )
     parser.add_argument("--ood", metavar="DIR", help="a prepared corpus of another distribution, to be told apart")
+    parser.add_argument(
+        "--robustness",
+        metavar="all|NAME,...",
+        help="also under corruptions or typing errors and with weights dropped, at five severities",
+    )
+    parser.add_argument(
+        "--domain", action="append", default=[], metavar="DIR", help="also on this prepared corpus; may be given again"
+    )
+    parser.add_argument(
+        "--average", action="store_true", help="the moving average of the weights instead of these (train.ema_decay)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation/step_N in the run's folder")
     return parser.parse_intermixed_args(arguments)
 
@@ -70,7 +81,10 @@ def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     asked = parse(arguments)
-    options = Options(out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood)
+    options = Options(
+        out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood, average=asked.average,
+        harms=asked.robustness, domains=tuple(asked.domain),
+    )  # fmt: skip
     timeout = 0
     try:
         target = target_of(asked.target)

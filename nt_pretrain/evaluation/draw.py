@@ -7,6 +7,7 @@ from pathlib import Path
 from nt_pretrain.eval.diversity import disagreement_matrix
 from nt_pretrain.eval.figures import draw_heads_used, draw_pairs, draw_reliability, draw_risk_coverage
 from nt_pretrain.eval.measure import quality_by_heads
+from nt_pretrain.eval.robustness_figure import draw_robustness
 from nt_pretrain.evaluation.evaluate import Evaluation
 
 
@@ -29,4 +30,6 @@ def draw_all(found: Evaluation, folder: Path) -> list[Path]:
         jaccard, expected = found.overlap
         title = "overlap of the heads' masks\nJaccard index (of random masks)"
         drawn.append(draw_pairs(jaccard, folder / "mask_overlap.png", title=title, expected=expected))
+    if found.robustness is not None and found.robustness.kinds:
+        drawn.append(draw_robustness(found.robustness, folder / "robustness.png"))
     return drawn

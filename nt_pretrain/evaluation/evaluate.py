@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,12 +11,15 @@ from torch import Tensor
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.confidence_histogram import BUCKETS
 from nt_pretrain.eval.gather import gather_measures, said, summed_over_ranks
+from nt_pretrain.eval.harms import Harm
 from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.members import CHUNK, pieces
 from nt_pretrain.eval.ood import confidence_counts
+from nt_pretrain.eval.robustness import Robustness
 from nt_pretrain.eval.temperature import Temperatures
 from nt_pretrain.evaluation.batches import ValidationSet
 from nt_pretrain.evaluation.calibrate import Held, fit, held_out
+from nt_pretrain.evaluation.harmed import robustness_of
 from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.overlap import topology_overlap
 from nt_pretrain.parallel.mesh import Ranks
@@ -65,6 +68,7 @@ class Evaluation:
     calibration: Calibration | None
     overlap: tuple[Tensor, Tensor] | None
     foreign: Foreign | None
+    robustness: Robustness | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -76,6 +80,8 @@ def evaluate(
     *,
     share: float,
     foreign: ValidationSet | None,
+    harms: Sequence[Harm],
+    domains: Sequence[str],
     progress: Progress,
 ) -> Evaluation:
     """Measure a loaded model on ``data``. Collective.
@@ -83,6 +89,7 @@ def evaluate(
     Args:
         share: of the samples that temperatures are fitted on and calibrated values are not reported for; 0: none.
         foreign: samples of another distribution.
+        harms, domains: of inputs and weights, and other corpora, to measure robustness; both may be empty.
     """
     heads, notes = config.model.heads, [f"checkpoint skipped: {each}" for each in loaded.skipped]
     temperatures, held = None, None
@@ -106,6 +113,7 @@ def evaluate(
         calibration=calibration,
         overlap=topology_overlap(loaded.layers, heads, ranks),
         foreign=None if foreign is None else _foreign(config, loaded, foreign, ranks, progress),
+        robustness=robustness_of(config, loaded, ranks, harms, domains, progress) if harms or domains else None,
         notes=notes,
     )
 

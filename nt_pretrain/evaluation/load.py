@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Loaded:
     Attributes:
         layers: the topology of sparse layers; empty for a dense run.
         digest: of the topology.
+        average: whether its weights are moving averages.
         skipped: newer checkpoints that cannot be used, in words.
     """
 
@@ -39,20 +41,26 @@ class Loaded:
     step: int
     digest: str
     name: str
+    average: bool
     skipped: list[str]
 
 
-def load(target: Target, config: Config, ranks: Ranks) -> Loaded:
+def load(target: Target, config: Config, ranks: Ranks, *, average: bool = False) -> Loaded:
     """The model of ``target``. Collective.
 
+    Args:
+        average: with the moving average of its weights (``train.ema_decay``) in their place.
+
     Raises:
-        CheckpointError: there is none, it is damaged, or of another model than ``config``.
+        CheckpointError: there is none, it is damaged, of another model than ``config``, or without an average.
         DataError: the tokenizer cannot be read.
     """
     found = _found(target, ranks)
     pictures = config.model.sees_pictures
     tokenizer = "" if pictures else on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256
-    refuse_other_model(found, identity(config, tokenizer))
+    # The optimizer need not be the same: nothing of it is read.
+    wanted = {key: value for key, value in identity(config, tokenizer).items() if key != "optimizer"}
+    refuse_other_model(found, wanted)
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
     try:
@@ -68,11 +76,15 @@ def load(target: Target, config: Config, ranks: Ranks) -> Loaded:
             "that version"
         ) from None
     layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
-    load_tensors(found.path, _wanted(model, layers), group=ranks.control)
+    if average and not found.state.get("averaged", False):
+        raise CheckpointError(
+            f"{found.path} has no moving average of the weights; a run keeps one with train.ema_decay"
+        )
+    _read(found.path, model, layers, "ema" if average else "model", ranks)
     digest = topology_digest(layers, ranks, budgets)
     if digest != saved_digest:
         raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
-    return Loaded(model, layers, found.step, digest, found.path.name, found.skipped)
+    return Loaded(model, layers, found.step, digest, found.path.name, average, found.skipped)
 
 
 def _found(target: Target, ranks: Ranks) -> Found:
@@ -84,13 +96,18 @@ def _found(target: Target, ranks: Ranks) -> Found:
     return found
 
 
-def _wanted(model: MultiHead, layers: list[SparseLayer]) -> dict[str, Tensor]:
-    """The tensors of the checkpoint that are read, by name, sharing storage with the live ones."""
+def _read(path: Path, model: MultiHead, layers: list[SparseLayer], kind: str, ranks: Ranks) -> None:
+    """Read weights, running statistics and topology in place; ``kind`` is what stands before a weight's name."""
     parameters = dict(model.named_parameters())
-    tensors: dict[str, Tensor] = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    live = {name: parameter.detach() for name, parameter in parameters.items()} | statistics_of(model)
+    # Averages are kept in fp32 at least; of tensors that are so too these are the live ones themselves.
+    read = {n: x.to(torch.promote_types(x.dtype, torch.float32)) if kind == "ema" else x for n, x in live.items()}
+    topology: dict[str, Tensor] = {}
     for layer in layers:
         flags = layer.active.view(torch.uint8)
-        tensors[f"active.{layer.name}"] = (
-            flags if layer.is_replicated else like_parameter(flags, parameters[layer.name])
-        )  # fmt: skip
-    return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(model).items()}
+        placed = flags if layer.is_replicated else like_parameter(flags, parameters[layer.name])
+        topology[f"active.{layer.name}"] = placed
+    load_tensors(path, {f"{kind}.{name}": x for name, x in read.items()} | topology, group=ranks.control)
+    for name, x in live.items():
+        if read[name] is not x:
+            x.copy_(read[name])

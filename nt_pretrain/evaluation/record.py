@@ -28,6 +28,7 @@ def record_of(found: Evaluation) -> dict[str, Any]:
         "definitions": DEFINITIONS,
         "run": config.run.name,
         "step": found.checkpoint.step,
+        "weights": "average" if found.checkpoint.average else "last",
         "topology_digest": found.checkpoint.digest,
         "heads": heads,
         "ensemble": config.eval.ensemble,
@@ -47,6 +48,7 @@ def record_of(found: Evaluation) -> dict[str, Any]:
         "calibration": None if found.calibration is None else _calibration(found.calibration, heads),
         "reliability": _reliability(found.whole),
         "foreign": None if found.foreign is None else foreign_values(found.whole, found.foreign),
+        "robustness": None if found.robustness is None else found.robustness.to_json(),
         "notes": found.notes,
     }
 

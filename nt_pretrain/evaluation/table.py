@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -42,11 +43,16 @@ GAIN = {
 }
 
 
-def render(record: dict[str, Any]) -> str:
-    """The table and what stands below it, as wide as it needs to be, from :func:`~nt_pretrain.evaluation.record`."""
+def render(record: dict[str, Any], more: Sequence[Table] = ()) -> str:
+    """The table and what stands below it, from a :func:`nt_pretrain.evaluation.record.record_of`.
+
+    Args:
+        more: tables of robustness.
+    """
     parts: list[Any] = [_heading(record), _quality(record)]
     parts += [_pairs(record)] if record["heads"] > 1 else []
     parts += [_foreign(record)] if record["foreign"] is not None else []
+    parts += more
     parts += [Text(f"note: {note}") for note in record["notes"]]
     console = Console(width=160, color_system=None, highlight=False)
     with console.capture() as capture:
@@ -60,7 +66,10 @@ def _heading(record: dict[str, Any]) -> Text:
     where = ", ".join(data["locations"])
     broken = record["set"]["broken"]
     lost = f"; {broken:,} of them have outputs that are no numbers, so nothing can be said" if broken else ""
-    return Text(f"{record['run']}, step {record['step']:,}: {samples:,} {data['units']} of {where}{first}{lost}")
+    average = ", average of the weights" if record["weights"] == "average" else ""
+    return Text(
+        f"{record['run']}, step {record['step']:,}{average}: {samples:,} {data['units']} of {where}{first}{lost}"
+    )
 
 
 def _quality(record: dict[str, Any]) -> Table:

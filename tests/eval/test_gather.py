@@ -12,10 +12,12 @@ from nt_pretrain.eval.gather import gather_measures, said
 from nt_pretrain.eval.measure import values_of
 from nt_pretrain.eval.validate import validate
 from nt_pretrain.models.loss import IGNORED
+from nt_pretrain.parallel.batch_norm import norms_of
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.state import fresh_state
 from tests.gloo import run_ranks
+from tests.train import test_pictures as pictures
 from tests.train.worlds import sequences, tiny
 
 
@@ -107,3 +109,43 @@ def _modes_and_numbers(rank: int, world: int) -> None:
 @pytest.mark.timeout(100)
 def test_evaluation_mode_is_left_again_and_samples_have_their_number() -> None:
     run_ranks(_modes_and_numbers, 2)
+
+
+SAMPLES = 1003
+"""No number of ranks or batch size here divides it."""
+SIZES = {1: (64, 7), 2: (64, 1), 3: (7, 1)}
+"""Batch sizes by number of ranks: enough to compare each with each."""
+
+
+def _picture_tables(rank: int, world: int) -> list[list[int]]:
+    """All sums of the pictures, for some batch sizes."""
+    config = pictures.tiny()
+    ranks = connect(config)
+    model = fresh_state(config, ranks).model
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (SAMPLES, 3, 16, 16), generator=generator).to(torch.uint8)
+    labels = torch.randint(0, 5, (SAMPLES,), generator=generator)
+    for norm in norms_of(model):  # running statistics as of a network that has seen something
+        norm.running_mean.uniform_(-0.3, 0.3, generator=generator)
+        norm.running_var.uniform_(0.5, 2.0, generator=generator)
+
+    def dealt(size: int):
+        for first in range(rank * size, -(-SAMPLES // (world * size)) * world * size, world * size):
+            some, where = pixels[first : first + size], labels[first : first + size]
+            filler = size - len(some)
+            yield Inputs.of_pictures(
+                torch.cat([some, torch.zeros(filler, 3, 16, 16, dtype=torch.uint8)]),
+                torch.cat([where, torch.full((filler,), IGNORED)]),
+            )
+
+    return [
+        gather_measures(model, config, dealt(size), ranks, classwise=5).table().tolist() for size in SIZES[world]
+    ]
+
+
+@pytest.mark.timeout(250)
+def test_pictures_the_same_bits_on_1_2_and_3_ranks_for_batches_of_1_7_and_64() -> None:
+    found = [tables for world in SIZES for tables in run_ranks(_picture_tables, world, timeout=200)]
+    tables = [table for each in found for table in each]
+    assert len(tables) == 12 and tables[0][0] == SAMPLES
+    assert all(table == tables[0] for table in tables)

@@ -1,0 +1,92 @@
+"""A loaded model under harms of its inputs and weights, and on other corpora."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.schema import Config
+from nt_pretrain.data.validation import validation_pictures, validation_text
+from nt_pretrain.eval.corrupted_set import Corruptor
+from nt_pretrain.eval.gather import gather_measures
+from nt_pretrain.eval.harms import Harm, harms_of
+from nt_pretrain.eval.measure import Measures
+from nt_pretrain.eval.robustness import Robustness, Samples, measure_all
+from nt_pretrain.eval.text_noise import with_typing_errors
+from nt_pretrain.evaluation.load import Loaded
+from nt_pretrain.evaluation.target import of_other_data
+from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.train.together import on_all
+
+SEED = 0
+"""Of all harms: two evaluations hit the same pixels, characters and weights."""
+
+
+def harms_named(words: str | None, config: Config) -> list[Harm]:
+    """The harms that a command line names: ``all``, or names with commas between; none for None.
+
+    Raises:
+        ConfigErrors: one is not known, or is of the other kind of data.
+    """
+    if words is None:
+        return []
+    try:
+        names = () if words == "all" else tuple(words.split(","))
+        return harms_of(names, pictures=config.model.sees_pictures)
+    except ValueError as error:
+        raise ConfigErrors([str(error)]) from None
+
+
+def robustness_of(
+    config: Config,
+    loaded: Loaded,
+    ranks: Ranks,
+    harms: Sequence[Harm],
+    domains: Sequence[str],
+    progress: Callable[[str, int, int], None],
+) -> Robustness:
+    """Measure under every harm, and on the corpora ``domains``. Collective.
+
+    Raises:
+        DataError: on all ranks; a set cannot be read, or typing errors are wanted of shards that hold tokens.
+    """
+
+    def measure(batches: Iterable[tuple[Tensor, Tensor]]) -> Measures:
+        enter = Inputs.of_pictures if config.model.sees_pictures else Inputs.of_text
+        return gather_measures(loaded.model, config, (enter(*batch) for batch in batches), ranks)
+
+    return measure_all(
+        measure,
+        partial(_samples, config, ranks),
+        harms,
+        model=loaded.model,
+        seed=SEED,
+        domains={path: partial(_samples, of_other_data(config, path), ranks, None) for path in domains},
+        progress=lambda done, total, what: progress(f"robustness {what}", done, total),
+    )
+
+
+def _samples(config: Config, ranks: Ranks, harm: Harm | None) -> Samples:
+    """This rank's part of the set under a harm of its inputs."""
+    rank, world = ranks.data_rank, ranks.sizes.data
+    if config.model.sees_pictures:
+        change = None if harm is None else Corruptor(harm.name, harm.severity, SEED)
+        batches = iter(validation_pictures(config, rank=rank, world=world, change=change))
+        return Samples(_together(batches, ranks))
+    disturb = None if harm is None else partial(_with_errors, harm.name, harm.amount[0])
+    found = on_all(ranks, lambda: validation_text(config, disturb=disturb))
+    return Samples(list(found.batches(config, rank=rank, world=world)), found.characters)
+
+
+def _with_errors(kind: str, rate: float, text: str, name: str) -> str:
+    return with_typing_errors(text, kind, rate, seed=SEED, sample=name)
+
+
+def _together(batches: Iterator[tuple[Tensor, Tensor]], ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of all ranks, each read on all or refused on all."""
+    while (batch := on_all(ranks, lambda: next(batches, None))) is not None:
+        yield batch
