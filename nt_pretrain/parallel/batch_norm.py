@@ -71,10 +71,11 @@ def _synchronised(norm: nn.BatchNorm2d, group: dist.ProcessGroup, x_BCYX: Tensor
     if not norm.training or width(group) == 1:
         return nn.BatchNorm2d.forward(norm, x_BCYX)
     mean, variance, count = _moments(x_BCYX, group)
-    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-    unbiased = variance * (count / max(1.0, count - 1.0))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    if norm.track_running_stats:
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        unbiased = variance * (count / max(1.0, count - 1.0))
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
     return _Normalise.apply(x_BCYX, norm.weight, norm.bias, mean, variance, norm.eps, count, group)
 
 
