@@ -138,9 +138,7 @@ def _picture_tables(rank: int, world: int) -> list[list[int]]:
                 torch.cat([where, torch.full((filler,), IGNORED)]),
             )
 
-    return [
-        gather_measures(model, config, dealt(size), ranks, classwise=5).table().tolist() for size in SIZES[world]
-    ]
+    return [gather_measures(model, config, dealt(size), ranks, classwise=5).table().tolist() for size in SIZES[world]]
 
 
 @pytest.mark.timeout(250)
