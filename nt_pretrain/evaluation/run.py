@@ -77,7 +77,7 @@ def _written(target: Target, found: Evaluation, options: Options, tell: Callable
     name += "-average" if options.average else ""
     if options.data is not None:
         name += f"-{Path(options.data.rstrip('/')).name}"
-    out = options.out or target.rundir.path / "evaluation" / name
+    out = options.out or target.rundir.evaluation / name
     out.mkdir(parents=True, exist_ok=True)
     record = record_of(found)
     write_atomic(out / RECORD, to_text(record))

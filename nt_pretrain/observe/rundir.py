@@ -67,6 +67,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report"
+        self.evaluation = self.path / "evaluation"
         self.lock = self.path / "LOCK"
         self.stop = self.path / "STOP"
         self.save = self.path / "SAVE"

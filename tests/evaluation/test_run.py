@@ -64,12 +64,15 @@ def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def _evaluate(rank: int, world: int, words: str, out: str, foreign: str | None, overrides: list[str]) -> list[str]:
+def evaluate_rank(
+    rank: int, world: int, words: str, out: str, foreign: str | None, overrides: list[str], harms: str | None = None
+) -> list[str]:
     """What the command does on ranks that torchrun started; the lines for people."""
     target = target_of(words)
     config = config_of(target, overrides, data=None, samples=0)
     lines: list[str] = []
-    run(target, config, Options(Path(out), None, 0.2, foreign), connect(config), lines.append)
+    options = Options(Path(out), None, 0.2, foreign, harms=harms)
+    run(target, config, options, connect(config), lines.append)
     return lines
 
 
@@ -82,7 +85,7 @@ def test_the_same_bytes_on_any_number_of_ranks_and_a_picture_of_everything(
     for world, size in ((2, 4), (3, 4), (2, 1)):
         out = tmp_path / f"{world}x{size}"
         options = ["run.threads_per_rank=1", f"eval.micro_batch={size}"]
-        told = run_ranks(_evaluate, world, str(trained), str(out), str(other), options, timeout=150)
+        told = run_ranks(evaluate_rank, world, str(trained), str(out), str(other), options, timeout=150)
         assert (out / "evaluation.json").read_bytes() == expected, (world, size)
         # One rank tells, and it tells the same.
         assert "\n".join(told[0]).split("all values")[0].strip() in alone.stdout
