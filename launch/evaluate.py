@@ -50,6 +50,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--average", action="store_true", help="the moving average of the weights instead of these (train.ema_decay)"
     )
+    parser.add_argument(
+        "--norms",
+        type=count,
+        default=0,
+        metavar="N",
+        help="pictures: first measure the running statistics of batch norms again, on N training pictures",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation/step_N in the run's folder")
     return parser.parse_intermixed_args(arguments)
 
@@ -83,7 +90,7 @@ def main(arguments: list[str]) -> int:
     asked = parse(arguments)
     options = Options(
         out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood, average=asked.average,
-        harms=asked.robustness, domains=tuple(asked.domain),
+        harms=asked.robustness, domains=tuple(asked.domain), norms=asked.norms,
     )  # fmt: skip
     timeout = 0
     try:

@@ -33,6 +33,7 @@ class Loaded:
         layers: the topology of sparse layers; empty for a dense run.
         digest: of the topology.
         average: whether its weights are moving averages.
+        norms: training pictures on which its running statistics were measured again; 0: they are those of the run.
         skipped: newer checkpoints that cannot be used, in words.
     """
 
@@ -43,6 +44,7 @@ class Loaded:
     name: str
     average: bool
     skipped: list[str]
+    norms: int = 0
 
 
 def load(target: Target, config: Config, ranks: Ranks, *, average: bool = False) -> Loaded:

@@ -29,6 +29,7 @@ def record_of(found: Evaluation) -> dict[str, Any]:
         "run": config.run.name,
         "step": found.checkpoint.step,
         "weights": "average" if found.checkpoint.average else "last",
+        "norms_measured_on": found.checkpoint.norms or None,
         "topology_digest": found.checkpoint.digest,
         "heads": heads,
         "ensemble": config.eval.ensemble,

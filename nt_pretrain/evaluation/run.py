@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.checkpoint.folders import folder_name
+from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.robustness_table import tables
 from nt_pretrain.evaluation.batches import validation_set
 from nt_pretrain.evaluation.evaluate import Evaluation, evaluate
 from nt_pretrain.evaluation.harmed import harms_named
 from nt_pretrain.evaluation.load import load
+from nt_pretrain.evaluation.norms import measure_norms_again
 from nt_pretrain.evaluation.record import record_of, to_text
 from nt_pretrain.evaluation.table import render
 from nt_pretrain.evaluation.target import Target, of_other_data
@@ -38,6 +41,7 @@ class Options:
         foreign: a prepared corpus whose samples are to be told from those of the run's, or None.
         harms: names of harms with commas between, or "all"; None for none.
         domains: prepared corpora to measure beside the run's own.
+        norms: training pictures on which running statistics of batch norms are measured again; 0: they stay.
     """
 
     out: Path | None
@@ -47,6 +51,7 @@ class Options:
     average: bool = False
     harms: str | None = None
     domains: tuple[str, ...] = ()
+    norms: int = 0
 
 
 def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Callable[[str], None]) -> Path:
@@ -59,12 +64,18 @@ def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Ca
         CheckpointError, DataError, ConfigErrors: on all ranks.
     """
     harms = harms_named(options.harms, config)
+    if options.norms and not config.model.sees_pictures:
+        raise ConfigErrors([f"--norms: {config.model.family} has no batch norms; leave it out"])
     loaded = load(target, config, ranks, average=options.average)
     data = validation_set(config, ranks)
     foreign = None
     if options.foreign is not None:
         foreign = validation_set(of_other_data(config, options.foreign), ranks, foreign=True)
     with shown_progress() if ranks.rank == 0 else contextlib.nullcontext(_silent) as progress:
+        if options.norms:
+            again = partial(progress, "norms")
+            measure_norms_again(loaded.model, config, ranks, options.norms, again)
+            loaded = replace(loaded, norms=options.norms)
         found = evaluate(
             config, loaded, data, ranks, share=options.share, foreign=foreign, harms=harms, domains=options.domains,
             progress=progress,

@@ -67,8 +67,10 @@ def _heading(record: dict[str, Any]) -> Text:
     broken = record["set"]["broken"]
     lost = f"; {broken:,} of them have outputs that are no numbers, so nothing can be said" if broken else ""
     average = ", average of the weights" if record["weights"] == "average" else ""
+    again = record["norms_measured_on"]
+    norms = f", running statistics measured again on {again:,} training pictures" if again else ""
     return Text(
-        f"{record['run']}, step {record['step']:,}{average}: {samples:,} {data['units']} of {where}{first}{lost}"
+        f"{record['run']}, step {record['step']:,}{average}{norms}: {samples:,} {data['units']} of {where}{first}{lost}"
     )
 
 

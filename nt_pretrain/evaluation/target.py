@@ -75,6 +75,7 @@ def config_of(target: Target, overrides: Sequence[str], *, data: str | None, sam
         raise ConfigErrors(wrong)
     parallel = dict.fromkeys(MESH, 1) | {
         "shard": 0, "compile": False, "prefetch": 0, "activation_checkpoint": "none", "reshard_after_forward": True,
+        "batch_norm": "rank",
     }  # fmt: skip
     sections = {
         "parallel": config.parallel.model_copy(update=parallel),

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from nt_pretrain.data.picture_sample import picture_sample
+from nt_pretrain.evaluation.load import load
+from nt_pretrain.evaluation.norms import measure_norms_again
+from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.parallel.batch_norm import statistics_of
+from nt_pretrain.parallel.mesh import connect
 from tests.conftest import command
 from tests.data.photos import jpeg
 from tests.evaluation.test_run import evaluate_rank, launch
@@ -87,3 +95,37 @@ def test_harms_of_text_are_refused(trained: Path) -> None:
     done = launch(str(trained), "--robustness", "swap")
     assert done.returncode == 2, done.stderr
     assert "it is for text, and these data are pictures" in done.stderr and "Traceback" not in done.stderr
+
+
+def norms_rank(rank: int, world: int, words: str) -> dict[str, Any]:
+    target = target_of(words)
+    config = config_of(target, ["run.threads_per_rank=1"], data=None, samples=0)
+    ranks = connect(config)
+    model = load(target, config, ranks).model
+    before = {name: each.clone() for name, each in statistics_of(model).items()}
+    told: list[tuple[int, int]] = []
+    # 40 training pictures in batches of 4: all of them, and one round more than there are batches for three ranks.
+    measure_norms_again(model, config, ranks, 40, lambda done, total: told.append((done, total)))
+    assert told[-1] == (-(-10 // world), -(-10 // world))
+    after = {name: each.clone() for name, each in statistics_of(model).items()}
+    assert all((after[name] != before[name]).any() for name in after)
+    stem = [pixels for _, pixels in picture_sample(config, 40, size=4, rank=0, world=1)]
+    return {"after": after, "pixels": torch.cat(stem)}
+
+
+def test_running_statistics_measured_again_are_the_same_on_any_ranks(trained: Path) -> None:
+    (alone,) = run_ranks(norms_rank, 1, str(trained))
+    assert len(alone["pixels"]) == 40 and len({picture.numpy().tobytes() for picture in alone["pixels"]}) == 40
+    for world in (2, 3):
+        for found in run_ranks(norms_rank, world, str(trained)):
+            assert all(torch.equal(found["after"][name], each) for name, each in alone["after"].items()), world
+
+
+def test_an_evaluation_with_norms_measured_again_says_so(trained: Path, tmp_path: Path) -> None:
+    done = launch(str(trained), "--norms", "16", "--calibrate", "0", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "running statistics measured again on 16 training pictures" in done.stdout
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    (own,) = [line for line in read_lines(RunDir(trained).metrics) if "validation/loss_ensemble" in line]
+    assert again["norms_measured_on"] == 16
+    assert again["members"]["ensemble"]["nll"] != own["validation/loss_ensemble"]

@@ -24,7 +24,7 @@ from tests.train import launches
 
 CONFIG = "configs/images_small.yaml"
 CLASSES = ("boot", "coat", "dress", "shirt")
-SAMPLES = 1003
+SAMPLES = 203
 OPTIONS = [
     "model.classes=4", "train.steps=12", "train.global_batch=16", "train.micro_batch=8", "train.ema_decay=0.9",
     "data.picture_size=16", "data.picture_shorter=16", "optim.warmup_steps=2", "sparsity.update_every=3",
@@ -35,7 +35,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """240 pictures to train on and 1,003 to validate with, of four classes told apart by their colour."""
+    """240 pictures to train on and 203 to validate with, of four classes told apart by their colour."""
     folder = tmp_path_factory.mktemp("pictures")
     for split, count in (("train", 240), ("test", SAMPLES)):
         for number in range(count):
@@ -116,6 +116,6 @@ def validate_rank(rank: int, world: int, data: str, folder: str, size: int) -> d
 def test_validation_is_the_same_bits_on_any_ranks_and_for_any_batch_size(pictures: Path, tmp_path: Path) -> None:
     (expected,) = run_ranks(validate_rank, 1, str(pictures), str(tmp_path), 64, timeout=200)
     assert expected["validation/targets"] == SAMPLES and expected["validation/disagreement"] > 0.0
-    for world, size in ((1, 1), (1, 7), (2, 7), (2, 64), (3, 7), (3, 64)):
+    for world, size in ((1, 7), (2, 64), (3, 7)):
         for found in run_ranks(validate_rank, world, str(pictures), str(tmp_path), size, timeout=200):
             assert found == expected, (world, size)
