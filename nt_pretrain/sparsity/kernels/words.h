@@ -1,0 +1,207 @@
+// What both formats share: what this processor can do, and copies of operands into words of 32 bits.
+//
+// A word is one float, or two bfloat16 that are neighbours along the axis of the sum (the low half comes first): what one
+// lane of vdpbf16ps takes. Processors without that instruction get bfloat16 widened to float while it is copied.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+#define NT_AVX512 1
+// Only functions marked so may hold these instructions, so the library loads on any processor.
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+#define AVX512_INLINE AVX512 __attribute__((always_inline)) static inline
+#else
+#define NT_AVX512 0
+#endif
+
+namespace nt {
+
+constexpr int kPortable = 0, kAvx512 = 1, kAvx512Bf16 = 2;
+
+inline int detected_level() {
+#if NT_AVX512
+  static const int found = [] {
+    __builtin_cpu_init();
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (!wide) return kPortable;
+    return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
+  }();
+  return found;
+#else
+  return kPortable;
+#endif
+}
+
+inline std::atomic<int> level_limit{kAvx512Bf16};
+
+inline int level() { return std::min(level_limit.load(), detected_level()); }
+
+// Memory of one call, not cleared: clearing some megabytes would cost as much as copying them.
+template <class T>
+std::unique_ptr<T[]> scratch(int64_t count) {
+  return std::unique_ptr<T[]>(new T[std::max<int64_t>(count, 1)]);
+}
+
+inline bool in_pairs(const at::Tensor& x) { return x.scalar_type() == at::kBFloat16 && level() == kAvx512Bf16; }
+
+inline uint32_t word_of(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  return word;
+}
+
+inline uint32_t word_of(at::BFloat16 value) { return uint32_t(value.x) << 16; }
+
+// Strided rows are a page or two apart, where no prefetcher of the hardware follows.
+constexpr int64_t kAhead = 8;
+
+inline void ahead(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+#if NT_AVX512
+
+AVX512 inline void copy_pairs(const at::BFloat16* x, int64_t stride, int64_t begin, int64_t end, int64_t valid,
+                              int64_t block, uint32_t* out) {
+  for (int64_t t = begin; t < end; t += 2, out += block) {
+    const at::BFloat16* low = x + t * stride;
+    const at::BFloat16* high = low + stride;
+    const bool both = t + 1 < end;
+    ahead(low + kAhead * stride, valid * 2);
+    ahead(high + kAhead * stride, valid * 2);
+    for (int64_t i = 0; i < block; i += 16) {
+      const __mmask16 inside = valid - i >= 16 ? 0xffff : valid > i ? __mmask16((1u << (valid - i)) - 1) : 0;
+      const __mmask16 second = both ? inside : 0;
+      const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, low + i));
+      const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, high + i));
+      _mm512_storeu_si512(out + i, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+    }
+  }
+}
+
+#endif
+
+// Rows [begin, end) of one block column of x to out [words][block], the sum running down the rows: two rows make one row
+// of pairs. Columns beyond `valid` become zero.
+template <class S, bool PAIR>
+void copy_columns(const S* x, int64_t stride, int64_t begin, int64_t end, int64_t valid, int64_t block, uint32_t* out) {
+#if NT_AVX512
+  if constexpr (PAIR) return copy_pairs(x, stride, begin, end, valid, block, out);
+#endif
+  for (int64_t t = begin; t < end; ++t, out += block) {
+    const S* row = x + t * stride;
+    ahead(row + kAhead * stride, valid * sizeof(S));
+    for (int64_t i = 0; i < valid; ++i) out[i] = word_of(row[i]);
+    if (valid < block) std::memset(out + valid, 0, (block - valid) * 4);
+  }
+}
+
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// Rows [begin, end) of x [*, width] to out [blocks][tile][words of a block]: the sum runs along a row, so pairs lie side
+// by side already. Tokens up to `padded` and columns beyond `width` become zero.
+template <class S, bool PAIR>
+void copy_rows(const S* x, int64_t stride, int64_t begin, int64_t end, int64_t padded, int64_t width, int64_t block,
+               int64_t tile, uint32_t* out) {
+  const int64_t words = PAIR ? block / 2 : block;
+  const int64_t blocks = (width + block - 1) / block;
+  for (int64_t t = begin; t < end; ++t) {
+    const S* row = x + t * stride;
+    for (int64_t c = 0; c < blocks; ++c) {
+      uint32_t* to = out + (c * tile + t - begin) * words;
+      const S* from = row + c * block;
+      const int64_t valid = std::min(block, width - c * block);
+      if constexpr (PAIR || std::is_same_v<S, float>) {
+        std::memcpy(to, from, valid * sizeof(S));
+        if (valid < block) std::memset(reinterpret_cast<char*>(to) + valid * sizeof(S), 0, (block - valid) * sizeof(S));
+      } else {
+        for (int64_t i = 0; i < valid; ++i) to[i] = word_of(from[i]);
+        for (int64_t i = valid; i < block; ++i) to[i] = 0;
+      }
+    }
+  }
+  for (int64_t t = end - begin; t < padded; ++t)
+    for (int64_t c = 0; c < blocks; ++c) std::memset(out + (c * tile + t) * words, 0, words * 4);
+}
+
+#if NT_AVX512
+
+template <bool PAIR>
+AVX512_INLINE __m512 multiply_add(__m512 sum, __m512 a, __m512 b) {
+  if constexpr (PAIR)
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  else
+    return _mm512_fmadd_ps(a, b, sum);
+}
+
+// Round to nearest even, as torch does.
+AVX512_INLINE __m256i to_bf16(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i chosen = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+}
+
+// The first `valid` (at most 16) of 16 values.
+AVX512_INLINE void store(float* to, __m512 value, int64_t valid) {
+  if (valid >= 16)
+    _mm512_storeu_ps(to, value);
+  else if (valid > 0)
+    _mm512_mask_storeu_ps(to, __mmask16((1u << valid) - 1), value);
+}
+
+AVX512_INLINE void store(at::BFloat16* to, __m512 value, int64_t valid) {
+  if (valid >= 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(value));
+  else if (valid > 0)
+    _mm256_mask_storeu_epi16(to, __mmask16((1u << valid) - 1), to_bf16(value));
+}
+
+AVX512_INLINE void transpose16(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+#endif
+
+}  // namespace nt
