@@ -242,7 +242,7 @@ void gradient(const at::Tensor& dy, const at::Tensor& x, const int32_t* rows, co
 
 at::Tensor block_product(const at::Tensor& x, const at::Tensor& blocks, const at::Tensor& pointers,
                          const at::Tensor& index, const at::Tensor& slots, int64_t out_features, bool transposed) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && blocks.is_contiguous() && x.dtype() == blocks.dtype());
+  TORCH_CHECK(x.dim() == 2 && unit_stride(x) && blocks.is_contiguous() && x.dtype() == blocks.dtype());
   at::Tensor y = at::empty({x.size(0), out_features}, x.options());
   if (y.numel() == 0) return y;
   const auto run = x.scalar_type() == at::kFloat ? product<float, false>
@@ -255,7 +255,7 @@ at::Tensor block_product(const at::Tensor& x, const at::Tensor& blocks, const at
 
 at::Tensor block_gradient(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rows, const at::Tensor& columns,
                           int64_t block) {
-  TORCH_CHECK(x.stride(1) == 1 && dy.stride(1) == 1 && x.size(0) == dy.size(0) && x.dtype() == dy.dtype());
+  TORCH_CHECK(unit_stride(x) && unit_stride(dy) && x.size(0) == dy.size(0) && x.dtype() == dy.dtype());
   at::Tensor dw = at::zeros({rows.size(0), block, block}, x.options().dtype(at::kFloat));
   if (x.size(0) == 0) return dw;
   const auto run = x.scalar_type() == at::kFloat ? gradient<float, false>

@@ -48,6 +48,8 @@ AVX512 void turn_wide(const S* x, int64_t stride, int64_t begin, int64_t end, in
       const __mmask16 inside = __mmask16((1u << columns) - 1);
       __m512i r[16];
 #pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(x + std::min(begin + t + i + 16, end - 1) * stride + k);
+#pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
         r[i] = load16(x + std::min(begin + t + i, end - 1) * stride + k, begin + t + i < end ? inside : 0);
       transpose16(r);
@@ -276,11 +278,12 @@ void gradient(const at::Tensor& dy, const at::Tensor& x, const int32_t* pointers
       of.fill(source, x.stride(0), i * tile, std::min(tokens, (i + 1) * tile), 0, width, tile,
               panel.get() + i * width * tile);
   });
+  constexpr int64_t wide = 4 * kGroup;  // output features turned together: whole cache lines and their neighbours of dy
   at::parallel_for(0, rows, kGroup, [&](int64_t begin, int64_t end) {
-    const auto left = scratch<D>(kGroup * tile);
+    const auto left = scratch<D>(wide * tile);
     for (int64_t i = 0; i < tiles; ++i)
-      for (int64_t n = begin; n < end; n += kGroup) {
-        const int64_t last = std::min(n + kGroup, end);
+      for (int64_t n = begin; n < end; n += wide) {
+        const int64_t last = std::min(n + wide, end);
         of.fill(slopes, dy.stride(0), i * tile, std::min(tokens, (i + 1) * tile), n, last, tile, left.get());
         for (int64_t o = n; o < last; ++o)
           of.scatter(left.get() + (o - n) * tile, panel.get() + i * width * tile, index + pointers[o],
@@ -291,7 +294,7 @@ void gradient(const at::Tensor& dy, const at::Tensor& x, const int32_t* pointers
 
 at::Tensor csr_product(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& pointers,
                        const at::Tensor& index, const at::Tensor& slots, int64_t out_features) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && weights.is_contiguous() && x.dtype() == weights.dtype());
+  TORCH_CHECK(x.dim() == 2 && unit_stride(x) && weights.is_contiguous() && x.dtype() == weights.dtype());
   at::Tensor y = at::empty({x.size(0), out_features}, x.options());
   if (y.numel() == 0) return y;
   const auto run = x.scalar_type() == at::kFloat ? product<float, float>
@@ -304,7 +307,7 @@ at::Tensor csr_product(const at::Tensor& x, const at::Tensor& weights, const at:
 
 at::Tensor csr_gradient(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& pointers,
                         const at::Tensor& index) {
-  TORCH_CHECK(x.stride(1) == 1 && dy.stride(1) == 1 && x.size(0) == dy.size(0) && x.dtype() == dy.dtype());
+  TORCH_CHECK(unit_stride(x) && unit_stride(dy) && x.size(0) == dy.size(0) && x.dtype() == dy.dtype());
   at::Tensor dw = at::zeros({index.size(0)}, x.options().dtype(at::kFloat));
   if (x.size(0) == 0 || index.size(0) == 0) return dw;
   const auto run = x.scalar_type() == at::kFloat ? gradient<float, float>

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <type_traits>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -49,13 +50,20 @@ inline std::atomic<int> level_limit{kAvx512Bf16};
 
 inline int level() { return std::min(level_limit.load(), detected_level()); }
 
-// Memory of one call, not cleared: clearing some megabytes would cost as much as copying them.
+struct Release {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+};
+
+// Memory of one call. Not cleared: clearing some megabytes would cost as much as copying them. At the start of a cache
+// line: a vector that lies across two is two reads.
 template <class T>
-std::unique_ptr<T[]> scratch(int64_t count) {
-  return std::unique_ptr<T[]>(new T[std::max<int64_t>(count, 1)]);
+std::unique_ptr<T[], Release> scratch(int64_t count) {
+  return {static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), std::align_val_t(64))), Release{}};
 }
 
 inline bool in_pairs(const at::Tensor& x) { return x.scalar_type() == at::kBFloat16 && level() == kAvx512Bf16; }
+
+inline bool unit_stride(const at::Tensor& x) { return x.size(1) <= 1 || x.stride(1) == 1; }
 
 inline uint32_t word_of(float value) {
   uint32_t word;
