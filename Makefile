@@ -2,6 +2,7 @@
 # make test      the test suite, minutes
 # make test-long tests of whole clusters on this machine: several nodes, every mesh, every way to be killed while saving
 # make lint      style, types and layers
+# make kernels   compile the sparse kernels ahead (else: on first use)
 # make install   only the environment (the others do it when needed)
 #
 # Needs Python 3.11 or newer, make and g++. Everything else goes into .venv.
@@ -14,7 +15,7 @@ DEMO_ARGS ?=
 RUN       ?= demo
 AGAIN     := make demo$(if $(filter-out demo,$(RUN)), RUN=$(RUN))
 
-.PHONY: demo install test test-long lint format
+.PHONY: demo install kernels test test-long lint format
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -54,6 +55,9 @@ test: .venv/.installed
 
 test-long: .venv/.installed
 	$(BIN)/python -m pytest -q -m long
+
+kernels: .venv/.installed
+	$(BIN)/python -m nt_pretrain.sparsity.kernels.build
 
 lint: .venv/.installed
 	$(BIN)/ruff check

@@ -1,4 +1,5 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
+                                        launch/bench.py layer [--precision bf16] [--plain-torch] [--repeats 7]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
 
@@ -11,6 +12,10 @@ within a repeat with their spread:
   update       one topology update of the M=3 model   against   the sparse step
 
 The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weights, as ours), fused AdamW and clipping.
+
+`layer` times, in the same way, one linear layer 1024 x 2752 with 2048 tokens, forward and both backward products, with
+active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
+thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
 
 `images` times, in the same way, a JPEG to a random crop of 224 x 224, ours with each decoder against Pillow's decoding,
 crop and resize of the same boxes (what torchvision does). Without --jpegs the pictures are made here, 500 x 375 as
@@ -32,6 +37,7 @@ from pathlib import Path
 import torch
 from bench_data import DataOptions, bench_data
 from bench_images import bench_images, jpeg_sets
+from bench_layer import bench_layer
 from bench_step import SHAPES, bench_step
 
 from nt_pretrain.data.errors import DataError
@@ -40,7 +46,7 @@ from nt_pretrain.parallel.mesh import leave
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "images", "data"])
+    parser.add_argument("what", choices=["step", "layer", "images", "data"])
     parser.add_argument("--model", choices=list(SHAPES), default="9m")
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
     parser.add_argument("--repeats", type=int, default=7)
@@ -51,6 +57,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=32_000, help="pieces of that tokenizer (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024, help="for `data` (%(default)s)")
     parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
+    parser.add_argument("--plain-torch", action="store_true", help="`layer` without the compiled kernels")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -66,6 +73,9 @@ def main() -> None:
             sys.exit(3)
     elif options.what == "images":
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
+    elif options.what == "layer":
+        compiled = False if options.plain_torch else None
+        results = [bench_layer(p, options.repeats, compiled) for p in options.precision or ["fp32", "bf16"]]
     else:
         results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     if options.json:

@@ -30,7 +30,7 @@ class BuildError(RuntimeError):
 
 
 def folder() -> Path:
-    """Where the library of these sources and this torch is kept; ``NT_PRETRAIN_KERNELS`` names another parent folder."""
+    """Where the library of these sources and this torch is kept; ``NT_PRETRAIN_KERNELS`` names the folder above."""
     content = hashlib.sha256("\0".join((torch.__version__, *FLAGS)).encode())
     for name in SOURCES:
         content.update((HERE / name).read_bytes())

@@ -58,8 +58,8 @@ def _pointers(of: Tensor, count: int) -> Tensor:
 class BlockLayout:
     """``fan_in`` active blocks of ``block`` × ``block`` weights in every block row.
 
-    The values of slot s of row r, block (r, columns[r, s]), are ``values[r, s]``, laid out [output, input]. A slot keeps
-    its place while ``columns`` changes, so parameters and moments do too.
+    The values of slot s of row r, block (r, columns[r, s]), are ``values[r, s]``, laid out [output, input]. A slot
+    keeps its place while ``columns`` changes, so parameters and moments do too.
     """
 
     outputs: int
@@ -224,7 +224,8 @@ class CsrLayout:
         """The index lists, made anew when ``pointers`` or ``columns`` has changed since.
 
         Raises:
-            LayoutError: pointers that do not ascend to the number of columns, columns outside the layer or not ascending.
+            LayoutError: pointers that do not ascend to the number of columns, or columns that do not ascend or lie
+                outside the layer.
         """
         versions = (self.pointers._version, self.columns._version)
         if self._indices is None or self._versions != versions:
@@ -258,8 +259,9 @@ class CsrLayout:
         counts = self.pointers.long().diff()
         if self.pointers[0] != 0 or (counts < 0).any() or self.pointers[-1] != len(self.columns):
             raise LayoutError(
-                f"pointers must ascend from 0 to the number of columns, {len(self.columns)}; they begin with "
-                f"{int(self.pointers[0])}, end with {int(self.pointers[-1])} and have {int((counts < 0).sum())} descents"
+                f"pointers must ascend from 0 to the number of columns, {len(self.columns)}; they begin "
+                f"with {int(self.pointers[0])}, end with {int(self.pointers[-1])} and have "
+                f"{int((counts < 0).sum())} descents"
             )
         rows = torch.arange(self.outputs).repeat_interleave(counts)
         if len(self.columns) and not 0 <= self.columns.min() <= self.columns.max() < self.inputs:

@@ -22,8 +22,8 @@ def block_linear(x: Tensor, values: Tensor, layout: BlockLayout, compiled: bool 
     Args:
         values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x: then the products
             read a rounded copy and the gradient of ``values`` is float32.
-        compiled: True demands the compiled kernels, False plain torch; None takes the compiled ones where they are to be
-            had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
+        compiled: True demands the compiled kernels, False plain torch; None takes the compiled ones where they
+            are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
 
     Raises:
         ValueError: shapes, types or devices that do not fit, or compiled kernels demanded that there are none of.
