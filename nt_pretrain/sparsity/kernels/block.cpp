@@ -207,8 +207,8 @@ void gradient(const at::Tensor& dy, const at::Tensor& x, const int32_t* rows, co
         copy_columns<S, PAIR>(source + c * block, x.stride(0), k * per_word, std::min((k + 8) * per_word, tokens),
                               std::min(block, width - c * block), block, panel.get() + (c * depth + k) * block);
   });
-  // Small blocks: several block rows together, so that whole cache lines of dY are copied.
-  const int64_t together = std::max<int64_t>(1, 64 / block);
+  // Several block rows together: stretches of dY that the processor fetches ahead.
+  const int64_t together = std::max<int64_t>(1, 256 / block);
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     const auto left = scratch<uint32_t>(together * chunk * block), turned = scratch<uint32_t>(kernel ? 0 : chunk * block);
     for (int64_t j = begin, next; j < end; j = next) {

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ def _build(place: Path) -> None:
             build_directory=str(place),
             is_python_module=False,
         )
-    except (RuntimeError, ImportError) as error:
+    except (RuntimeError, ImportError, subprocess.SubprocessError) as error:
         raise BuildError(f"compiling them failed; in {place}:\n{error}") from error
     finally:
         if before is None:

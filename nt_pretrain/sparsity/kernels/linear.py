@@ -138,8 +138,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _as_autocast(x: Tensor) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type) and x.dtype in NATIVE_TYPES:
-        return x.to(torch.get_autocast_dtype(x.device.type))
+    if x.device.type == "cpu" and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
     return x
 
 

@@ -73,6 +73,8 @@ inline uint32_t word_of(float value) {
 
 inline uint32_t word_of(at::BFloat16 value) { return uint32_t(value.x) << 16; }
 
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
 // Strided rows are a page or two apart, where no prefetcher of the hardware follows.
 constexpr int64_t kAhead = 8;
 
@@ -82,42 +84,73 @@ inline void ahead(const void* from, int64_t bytes) {
 
 #if NT_AVX512
 
-AVX512 inline void copy_pairs(const at::BFloat16* x, int64_t stride, int64_t begin, int64_t end, int64_t valid,
-                              int64_t block, uint32_t* out) {
-  for (int64_t t = begin; t < end; t += 2, out += block) {
-    const at::BFloat16* low = x + t * stride;
-    const at::BFloat16* high = low + stride;
-    const bool both = t + 1 < end;
-    ahead(low + kAhead * stride, valid * 2);
-    ahead(high + kAhead * stride, valid * 2);
-    for (int64_t i = 0; i < block; i += 16) {
-      const __mmask16 inside = valid - i >= 16 ? 0xffff : valid > i ? __mmask16((1u << (valid - i)) - 1) : 0;
-      const __mmask16 second = both ? inside : 0;
-      const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, low + i));
-      const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, high + i));
-      _mm512_storeu_si512(out + i, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
-    }
+AVX512_INLINE __mmask16 first16(int64_t count) {
+  return count >= 16 ? __mmask16(0xffff) : count > 0 ? __mmask16((1u << count) - 1) : __mmask16(0);
+}
+
+// Two rows of bfloat16 to pairs; `second` null: the pair's high half is zero.
+AVX512 inline void join_rows(const at::BFloat16* first, const at::BFloat16* second, int64_t valid, int64_t block,
+                             uint32_t* out) {
+  for (int64_t i = 0; i < block; i += 16) {
+    const __mmask16 inside = first16(valid - i);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, first + i));
+    __m512i high = _mm512_setzero_si512();
+    if (second) high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, second + i)), 16);
+    _mm512_storeu_si512(out + i, _mm512_or_si512(low, high));
   }
 }
 
+// The first `valid` of `words` words, then zeros.
+AVX512 inline void copy_wide(const void* from, int64_t valid, int64_t words, uint32_t* out) {
+  const uint32_t* source = static_cast<const uint32_t*>(from);
+  for (int64_t i = 0; i < words; i += 16)
+    _mm512_mask_storeu_epi32(out + i, first16(words - i), _mm512_maskz_loadu_epi32(first16(valid - i), source + i));
+}
+
 #endif
+
+// `valid` values and zeros up to `block`, one to a word.
+template <class S>
+void widen_row(const S* from, int64_t valid, int64_t block, uint32_t* out) {
+#if NT_AVX512
+  if constexpr (std::is_same_v<S, float>)
+    if (level() > kPortable) return copy_wide(from, valid, block, out);
+#endif
+  for (int64_t i = 0; i < valid; ++i) out[i] = word_of(from[i]);
+  for (int64_t i = valid; i < block; ++i) out[i] = 0;
+}
+
+// `valid` values and zeros up to `block`, as the words of a sum along the row.
+template <class S, bool PAIR>
+void copy_row(const S* from, int64_t valid, int64_t block, uint32_t* out) {
+  if constexpr (PAIR) {
+#if NT_AVX512
+    if (valid % 2 == 0) return copy_wide(from, valid / 2, block / 2, out);
+#endif
+    std::memcpy(out, from, valid * sizeof(S));
+    std::memset(reinterpret_cast<char*>(out) + valid * sizeof(S), 0, (block - valid) * sizeof(S));
+  } else {
+    widen_row(from, valid, block, out);
+  }
+}
 
 // Rows [begin, end) of one block column of x to out [words][block], the sum running down the rows: two rows make one row
 // of pairs. Columns beyond `valid` become zero.
 template <class S, bool PAIR>
 void copy_columns(const S* x, int64_t stride, int64_t begin, int64_t end, int64_t valid, int64_t block, uint32_t* out) {
-#if NT_AVX512
-  if constexpr (PAIR) return copy_pairs(x, stride, begin, end, valid, block, out);
-#endif
-  for (int64_t t = begin; t < end; ++t, out += block) {
+  for (int64_t t = begin; t < end; t += PAIR ? 2 : 1, out += block) {
     const S* row = x + t * stride;
     ahead(row + kAhead * stride, valid * sizeof(S));
-    for (int64_t i = 0; i < valid; ++i) out[i] = word_of(row[i]);
-    if (valid < block) std::memset(out + valid, 0, (block - valid) * 4);
+    if constexpr (PAIR) {
+#if NT_AVX512
+      ahead(row + (kAhead + 1) * stride, valid * sizeof(S));
+      join_rows(row, t + 1 < end ? row + stride : nullptr, valid, block, out);
+#endif
+    } else {
+      widen_row(row, valid, block, out);
+    }
   }
 }
-
-inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // Rows [begin, end) of x [*, width] to out [blocks][tile][words of a block]: the sum runs along a row, so pairs lie side
 // by side already. Tokens up to `padded` and columns beyond `width` become zero.
@@ -126,21 +159,10 @@ void copy_rows(const S* x, int64_t stride, int64_t begin, int64_t end, int64_t p
                int64_t tile, uint32_t* out) {
   const int64_t words = PAIR ? block / 2 : block;
   const int64_t blocks = (width + block - 1) / block;
-  for (int64_t t = begin; t < end; ++t) {
-    const S* row = x + t * stride;
-    for (int64_t c = 0; c < blocks; ++c) {
-      uint32_t* to = out + (c * tile + t - begin) * words;
-      const S* from = row + c * block;
-      const int64_t valid = std::min(block, width - c * block);
-      if constexpr (PAIR || std::is_same_v<S, float>) {
-        std::memcpy(to, from, valid * sizeof(S));
-        if (valid < block) std::memset(reinterpret_cast<char*>(to) + valid * sizeof(S), 0, (block - valid) * sizeof(S));
-      } else {
-        for (int64_t i = 0; i < valid; ++i) to[i] = word_of(from[i]);
-        for (int64_t i = valid; i < block; ++i) to[i] = 0;
-      }
-    }
-  }
+  for (int64_t t = begin; t < end; ++t)
+    for (int64_t c = 0; c < blocks; ++c)
+      copy_row<S, PAIR>(x + t * stride + c * block, std::min(block, width - c * block), block,
+                        out + (c * tile + t - begin) * words);
   for (int64_t t = end - begin; t < padded; ++t)
     for (int64_t c = 0; c < blocks; ++c) std::memset(out + (c * tile + t) * words, 0, words * 4);
 }
