@@ -1,8 +1,8 @@
 """The products of active blocks and of single weights in plain torch: without a compiler, and in double precision.
 
-Blocks of 64 and more: per output block one product of the inputs it reads, side by side, with its blocks. Smaller blocks
-and single weights go through the dense matrix: many small products would take longer than it. That path saves no time,
-only what parameters, gradients and moments take.
+Blocks: per output block one product of the inputs it reads, side by side, with its blocks. Many small blocks, and single
+weights, go through the dense matrix, which takes less time than so many small products. That saves no time, only what
+parameters, gradients and moments take.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from torch import Tensor
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout, Lists
 
 
-LEAST_BLOCK = 64
-"""Smaller ones are multiplied through the dense matrix. Measured: in blocks of 32 they take 2 to 5 times as long."""
+def through_dense(layout: BlockLayout) -> bool:
+    """Whether the dense product is the faster one: measured about where the density reaches block / 100."""
+    return layout.fan_in / layout.block_columns > layout.block / 100
 
 
 def block_forward(x: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     """x [tokens, inputs] to y [tokens, outputs]."""
-    if layout.block < LEAST_BLOCK:
+    if through_dense(layout):
         return x @ layout.to_dense(values).t()
     return _block_product(x, values, layout.indices().forward, layout.outputs, turned=True)
 
 
 def block_input_gradient(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     """dy [tokens, outputs] to dx [tokens, inputs]."""
-    if layout.block < LEAST_BLOCK:
+    if through_dense(layout):
         return dy @ layout.to_dense(values)
     return _block_product(dy, values, layout.indices().backward, layout.inputs, turned=False)
 
@@ -34,7 +35,7 @@ def block_input_gradient(dy: Tensor, values: Tensor, layout: BlockLayout) -> Ten
 def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout) -> Tensor:
     """The gradient of ``values``, in the type of x (at least float32)."""
     block = layout.block
-    if block < LEAST_BLOCK:
+    if through_dense(layout):
         return layout.from_dense(_wide_product(dy.t(), x))
     inputs, slopes = _blocks_of(x, block), _blocks_of(dy, block)
     found = x.new_empty(layout.shape, dtype=torch.promote_types(x.dtype, torch.float32))
