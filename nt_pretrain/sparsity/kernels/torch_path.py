@@ -1,8 +1,8 @@
 """The products of active blocks and of single weights in plain torch: without a compiler, and in double precision.
 
-Blocks: per output block one product of the inputs it reads, side by side, with its blocks. Many small blocks, and single
-weights, go through the dense matrix, which takes less time than so many small products. That saves no time, only what
-parameters, gradients and moments take.
+Blocks: per output block one product of the inputs it reads, side by side, with its blocks. Many small blocks, and
+single weights, go through the dense matrix, which takes less time than so many small products. That saves no time, only
+what parameters, gradients and moments take.
 """
 
 from __future__ import annotations

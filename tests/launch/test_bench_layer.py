@@ -1,0 +1,33 @@
+"""launch/bench.py layer on a small layer: every format runs, and the figures are of what they name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+def test_every_format_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import bench
+
+    for name, value in {"TOKENS": 24, "INPUTS": 1024, "OUTPUTS": 128}.items():
+        monkeypatch.setattr(sys.modules["bench_layer"], name, value)
+    written = tmp_path / "found.json"
+    options = ["layer", "--plain-torch", "--repeats", "1", "--precision", "fp32", "--json", str(written)]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *options])
+    bench.main()
+    [found] = json.loads(written.read_text())
+    assert found["kernels"] == "plain torch"
+    sparse = [row for row in found["rows"] if row["layer"] != "dense"]
+    assert {row["layer"] for row in sparse} == {"block 16", "block 32", "block 64", "block 128", "csr"}
+    blocks = [row["density"] for row in sparse if row["layer"] == "block 64"]
+    assert blocks == [0.125, 0.1875, 0.5]
+    assert all(row["ratio"]["cpu"] > 0 and len(row["times"]) == 1 for row in sparse)
+    assert "of density x dense" in capsys.readouterr().out
