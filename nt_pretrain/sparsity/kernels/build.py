@@ -54,10 +54,11 @@ def compiled() -> bool:
     return True
 
 
+@functools.cache
 def load() -> Path:
     """Load the library as ``torch.ops.nt_sparse``, building it if it is not there yet; returns its file.
 
-    Several processes of a machine build it once: the others wait.
+    Several processes of a machine build it once: the others wait. A process loads it once.
 
     Raises:
         BuildError: it cannot be built or loaded, with the reason and what to do.
