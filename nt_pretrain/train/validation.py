@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.validation import unigram_counts, validation_batches, validation_pictures
+from nt_pretrain.data.validation import Change, unigram_counts, validation_batches, validation_pictures
 from nt_pretrain.eval.diversity import disagreement_matrix
 from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.measure import Measures
@@ -77,9 +78,16 @@ class Validation:
         """Drawn on rank 0 into the run directory, the newest only; TensorBoard keeps them all."""
         if self._ranks.rank or not self._config.eval.figures or not importlib.util.find_spec("matplotlib"):
             return {}
+        folder = self._rundir.path / "figures"
+        try:
+            return self._drawn(measures, folder)
+        except OSError as error:  # a full disk costs the figures, not the run
+            logging.getLogger("nt_pretrain").warning(f"no figures of this validation: {error}")
+            return {}
+
+    def _drawn(self, measures: Measures, folder: Path) -> dict[str, Path]:
         from nt_pretrain.eval.figures import draw_pairs, draw_reliability, draw_risk_coverage
 
-        folder = self._rundir.path / "figures"
         folder.mkdir(exist_ok=True)
         drawn = {
             "reliability": draw_reliability(measures.classification, folder / "reliability.png"),
@@ -99,8 +107,8 @@ def text_batches(config: Config, ranks: Ranks) -> Iterator[Inputs]:
         yield Inputs.of_text(tokens, documents)
 
 
-def picture_batches(config: Config, ranks: Ranks) -> Iterator[Inputs]:
-    """Validation pictures of this rank, read as they are needed. Every batch is collective."""
-    batches = iter(validation_pictures(config, rank=ranks.data_rank, world=ranks.sizes.data))
+def picture_batches(config: Config, ranks: Ranks, change: Change | None = None) -> Iterator[Inputs]:
+    """Validation pictures of this rank, changed by ``change``, read as they are needed. Every batch is collective."""
+    batches = iter(validation_pictures(config, rank=ranks.data_rank, world=ranks.sizes.data, change=change))
     while (batch := on_all(ranks, lambda: next(batches, None))) is not None:
         yield Inputs.of_pictures(*batch)
