@@ -92,6 +92,8 @@ def main(arguments: list[str]) -> int:
             raise ConfigErrors(wrong)
         timeout = config.parallel.first_timeout_seconds
         run(target, config, options, connect(config), lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        return fail(130, "interrupted: nothing was written")
     except Exception as error:
         words = words_of(error, rank=rank_of_launcher(), timeout_seconds=timeout)
         return fail(exit_code_of(error), words, on_every_rank=not is_told_alike(error))
