@@ -97,8 +97,10 @@ def said(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ran
             samples = torch.arange(first, first + len(targets), device=targets.device)
             samples = samples.view(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
             labelled = (targets != IGNORED) & ranks.counts
-            yield Said(logits[:, labelled], targets[labelled], samples[labelled])
-            del logits
+            # Without padding nothing is copied: logits of a vocabulary are what memory goes to.
+            some = logits.flatten(1, -2) if labelled.all() else logits[:, labelled]
+            yield Said(some, targets[labelled], samples[labelled])
+            del logits, some
     finally:
         for module, training in was:
             module.training = training
