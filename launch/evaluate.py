@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from nt_pretrain.config.errors import ConfigErrors
-from nt_pretrain.evaluation.run import Options, run
+from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.run import run
 from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import connect, device_problems, launcher_problems, leave, rank_of_launcher
@@ -93,7 +94,7 @@ def main(arguments: list[str]) -> int:
         timeout = config.parallel.first_timeout_seconds
         run(target, config, options, connect(config), lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        return fail(130, "interrupted: nothing was written")
+        return fail(130, "interrupted: nothing more was written")
     except Exception as error:
         words = words_of(error, rank=rank_of_launcher(), timeout_seconds=timeout)
         return fail(exit_code_of(error), words, on_every_rank=not is_told_alike(error))

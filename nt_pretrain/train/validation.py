@@ -13,6 +13,7 @@ import torch
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.validation import Change, unigram_counts, validation_batches, validation_pictures
+from nt_pretrain.eval.calibration import CLASSWISE
 from nt_pretrain.eval.diversity import disagreement_matrix
 from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.measure import Measures
@@ -61,8 +62,7 @@ class Validation:
         """Of the weights as they are: readings, and all measures where they are taken."""
         config, ranks, model = self._config, self._ranks, self._state.model
         if config.model.sees_pictures:
-            # With some thousands of classes the sums would be large, and say little.
-            classwise = config.model.classes if config.model.classes <= 1000 else 0
+            classwise = config.model.classes if config.model.classes <= CLASSWISE else 0
             measures = gather_measures(model, config, picture_batches(config, ranks), ranks, classwise=classwise)
             return readings_of(measures, with_losses=True), measures
         values = validate(model, config, text_batches(config, ranks), ranks)

@@ -34,7 +34,7 @@ def _record(rank: int, world: int, share: float, broken: bool, sections: dict[st
     data = ValidationSet("targets", 160, 24, ["here"], [""], len(batches), lambda: iter(batches))
     told: list[tuple[str, int, int]] = []
     found = evaluate(
-        config, loaded, data, ranks, share=share, foreign=data, harms=[], domains=[],
+        config, loaded, data, ranks, share=share, foreign=data,
         progress=lambda *what: told.append(what),
     )  # fmt: skip
     assert {total for _, _, total in told} == {len(batches)}
@@ -44,7 +44,7 @@ def _record(rank: int, world: int, share: float, broken: bool, sections: dict[st
         raw = values_of(found.calibration.raw)["set"]["samples"]
         assert found.calibration.temperatures.samples + raw == int(found.whole.classification.counts[0])
         assert values_of(found.calibration.calibrated)["ensemble"]["accuracy"] >= 0.0
-    return json.loads(to_text(record_of(found)))
+    return json.loads(to_text(record_of(found, {})))
 
 
 @pytest.mark.timeout(100)

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from nt_pretrain.checkpoint.load import load_tensors
-from nt_pretrain.evaluation.load import load
-from nt_pretrain.evaluation.run import Options, run
+from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.load import find, load
+from nt_pretrain.evaluation.run import run
 from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
@@ -188,7 +189,8 @@ def test_no_weights_but_those_that_were_saved(trained: Path, average: bool) -> N
 def _loaded(rank: int, world: int, words: str, average: bool) -> None:
     target = target_of(words)
     config = config_of(target, ["run.seed=77"], data=None, samples=0)  # other initial values
-    loaded = load(target, config, connect(config), average=average)
+    ranks = connect(config)
+    loaded = load(find(target, config, ranks), config, ranks, average=average)
     kind = "ema" if average else "model"
     names = dict(loaded.model.named_parameters())
     saved = {f"{kind}.{name}": torch.empty(parameter.shape) for name, parameter in names.items()}
