@@ -94,7 +94,10 @@ def _place(
     if why:
         tell(why)
     out.mkdir(parents=True, exist_ok=True)
-    remove_figures(out)
+    try:
+        remove_figures(out)
+    except OSError as error:
+        tell(f"an older figure stays: {error}")
     return _write(out, record_of(found, asked))
 
 
