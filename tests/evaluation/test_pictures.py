@@ -150,7 +150,8 @@ def test_harms_of_text_are_refused(trained: Path) -> None:
 
 def norms_rank(rank: int, world: int, words: str, asked: int) -> dict[str, Any]:
     target = target_of(words)
-    config = config_of(target, ["run.threads_per_rank=1", "train.micro_batch=3"], data=None, samples=0)
+    config = config_of(target, ["run.threads_per_rank=1"], data=None, samples=0)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 3})})
     ranks = connect(config)
     model = load(find(target, config, ranks), config, ranks).model
     before = {name: each.clone() for name, each in statistics_of(model).items()}
