@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     asked = parse(arguments)
     try:
         target = target_of(asked.target)
-        config = config_of(target, ["run.device=cpu"], data=None, samples=0)
+        config = config_of(target, ["run.device=cpu", "parallel.cpu_offload=false"], data=None, samples=0)
         exportable(config, asked.head, world=int(os.environ.get("WORLD_SIZE", "1")))
         export(
             target, config, connect(config), asked.out, lambda line: print(line, flush=True),

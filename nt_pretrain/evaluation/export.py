@@ -55,24 +55,23 @@ def export(
     model = exportable(config, head, world=ranks.world)
     loaded = load(find(target, config, ranks), config, ranks, average=average)
     state = {name: _whole(tensor) for name, tensor in loaded.model.state_dict().items()}
-    written = {name: tensor.contiguous() for name, tensor in to_timm(state, model, head=head).items()}
-    on_first(ranks.control, f"cannot write {out}", lambda: _save(written, out))
+    on_first(ranks.control, f"cannot write {out}", lambda: _save(to_timm(state, model, head=head), out))
     for skipped in loaded.skipped:
         tell(f"checkpoint skipped: {skipped}")
     kind = ", average of the weights" if average else ""
     tell(f"head {head} of {config.run.name}, step {loaded.step:,}{kind}: {out}")
-    tell(
-        f"  timm.create_model({model.family!r}, num_classes={model.classes}).load_state_dict(torch.load({str(out)!r}))"
-    )
+    tell(f"  network = timm.create_model({model.family!r}, num_classes={model.classes})")
     if model.small_stem:
-        tell("  model.small_stem: in timm's network first put a 3x3 conv1 of stride 1, and nn.Identity() for maxpool")
+        tell(
+            "  network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False); network.maxpool = nn.Identity()  # small_stem"
+        )
+    tell(f"  network.load_state_dict(torch.load({str(out)!r}))")
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """On the CPU and in storage of its own; counters of batches, which checkpoints do not hold, are 0."""
+    """On the CPU, in storage of its own: a file holds the whole storage of what is saved."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    full = full.detach().cpu()
-    return torch.zeros_like(full) if full.dtype == torch.int64 else full.clone()
+    return full.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _save(state: dict[str, Tensor], out: Path) -> Path:
