@@ -62,9 +62,8 @@ def export(
     tell(f"head {head} of {config.run.name}, step {loaded.step:,}{kind}: {out}")
     tell(f"  network = timm.create_model({model.family!r}, num_classes={model.classes})")
     if model.small_stem:
-        tell(
-            "  network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False); network.maxpool = nn.Identity()  # small_stem"
-        )
+        tell("  network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)")
+        tell("  network.maxpool = torch.nn.Identity()")
     tell(f"  network.load_state_dict(torch.load({str(out)!r}))")
 
 
