@@ -26,14 +26,15 @@ def free_folder(wanted: Path, asked: dict[str, Any]) -> tuple[Path, str]:
     return folder, f"{why}; this one: {folder}" if why else ""
 
 
-def remove_figures(folder: Path) -> None:
-    """Remove the figures of an evaluation; what else lies there stays.
-
-    Raises:
-        OSError: one cannot be removed.
-    """
+def remove_figures(folder: Path) -> list[str]:
+    """Remove the figures of an evaluation; what else lies there stays. Returns why any could not be removed."""
+    problems = []
     for name in FIGURES:
-        (folder / name).unlink(missing_ok=True)
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _asked_in(record: Path) -> dict[str, Any]:

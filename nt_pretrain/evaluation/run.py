@@ -91,14 +91,13 @@ def _place(
     if options.data is not None:
         name += f"-{Path(options.data.rstrip('/')).name}"
     out, why = free_folder(target.rundir.evaluation / name, asked) if options.out is None else (options.out, "")
-    if why:
-        tell(why)
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        remove_figures(out)
-    except OSError as error:
-        tell(f"an older figure stays: {error}")
-    return _write(out, record_of(found, asked))
+    _write(out, record_of(found, asked))
+    told = [why] if why else []
+    told += [f"an older figure stays: {problem}" for problem in remove_figures(out)]
+    for line in told:
+        tell(line)
+    return out
 
 
 def _write(out: Path, record: dict[str, Any]) -> Path:
@@ -123,8 +122,7 @@ def _figures(found: Evaluation, out: Path) -> str:
 
         return f"figures in {out}: {', '.join(path.name for path in draw_all(found, out))}"
     except Exception as error:
-        with contextlib.suppress(OSError):
-            remove_figures(out)  # some may be drawn, one by half
+        remove_figures(out)  # some may be drawn, one by half
         if isinstance(error, ModuleNotFoundError):
             return (
                 f"no figures: {error.name} is not installed; it comes with: "

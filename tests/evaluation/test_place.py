@@ -41,7 +41,7 @@ def test_a_record_that_does_not_say_is_kept(tmp_path: Path) -> None:
 def test_only_figures_of_an_evaluation_are_removed(tmp_path: Path) -> None:
     for name in (*FIGURES, "holiday.png", RECORD):
         (tmp_path / name).write_text("")
-    remove_figures(tmp_path)
+    assert remove_figures(tmp_path) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["holiday.png", RECORD])
 
 
@@ -54,3 +54,5 @@ def test_every_figure_is_known_and_one_that_cannot_be_drawn_costs_the_figures_on
     told = _figures(made(), tmp_path)
     assert told.startswith("no figures: ") and "mask_overlap.png" in told
     assert [path.name for path in tmp_path.iterdir()] == ["mask_overlap.png"]
+    (problem,) = remove_figures(tmp_path)
+    assert "mask_overlap.png" in problem
