@@ -57,7 +57,7 @@ class Validation:
         values, measures = self._measured()
         found = Validated(values, self._figures(measures) if measures is not None else {})
         if self._state.average is not None:
-            with swapped(self._state):
+            with swapped(self._state.average, self._state.model):
                 averaged, _ = self._measured()
             found.values.update({key.replace("/", "_ema/", 1): value for key, value in averaged.items()})
         return found
