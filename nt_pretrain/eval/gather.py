@@ -67,8 +67,10 @@ def gather_measures(
         measures.add(words.logits, words.labels)
         if progress is not None:
             progress(done)
-    measures.take(summed_over_ranks(measures.table(), ranks))
-    return measures
+    # On the CPU: thousands of small values are read off it, each of which a GPU would be waited for.
+    whole = Measures.zeros(config.model.heads, classwise=classwise, temperatures=temperatures)
+    whole.take(summed_over_ranks(measures.table(), ranks))
+    return whole
 
 
 def summed_over_ranks(table: Tensor, ranks: Ranks) -> Tensor:

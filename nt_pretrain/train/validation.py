@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +34,16 @@ class Validated(NamedTuple):
 
 
 class Validation:
-    """Measures heads and ensemble; of text also the unigram level they are held against."""
+    """Measures heads and ensemble; of text also the unigram level they are held against.
 
-    def __init__(self, config: Config, state: TrainState, ranks: Ranks, rundir: RunDir) -> None:
-        self._config, self._state, self._ranks, self._rundir = config, state, ranks, rundir
+    Args:
+        warn: told why there are no figures, on rank 0.
+    """
+
+    def __init__(
+        self, config: Config, state: TrainState, ranks: Ranks, rundir: RunDir, warn: Callable[[str], None]
+    ) -> None:
+        self._config, self._state, self._ranks, self._rundir, self._warn = config, state, ranks, rundir, warn
         self._unigram: float | None = None
         if config.eval.unigram_tokens and not config.model.sees_pictures:
             counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
@@ -53,7 +58,7 @@ class Validation:
         values, measures = self._measured()
         found = Validated(values, self._figures(measures) if measures is not None else {})
         if self._state.average is not None:
-            with swapped(self._state):
+            with swapped(self._state.average, self._state.model):
                 averaged, _ = self._measured()
             found.values.update({key.replace("/", "_ema/", 1): value for key, value in averaged.items()})
         return found
@@ -78,11 +83,10 @@ class Validation:
         """Drawn on rank 0 into the run directory, the newest only; TensorBoard keeps them all."""
         if self._ranks.rank or not self._config.eval.figures or not importlib.util.find_spec("matplotlib"):
             return {}
-        folder = self._rundir.path / "figures"
         try:
-            return self._drawn(measures, folder)
-        except OSError as error:  # a full disk costs the figures, not the run
-            logging.getLogger("nt_pretrain").warning(f"no figures of this validation: {error}")
+            return self._drawn(measures, self._rundir.path / "figures")
+        except Exception as error:  # a full disk, a matplotlib that does not fit numpy: costs the figures, not the run
+            self._warn(f"no figures of this validation: {type(error).__name__}: {error}")
             return {}
 
     def _drawn(self, measures: Measures, folder: Path) -> dict[str, Path]:
