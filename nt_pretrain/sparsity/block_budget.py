@@ -1,10 +1,10 @@
 """How many b x b blocks each line of a layer keeps: the budget of :mod:`nt_pretrain.sparsity.budget`, made the same for
 all its lines.
 
-A line is a block row (balance ``row``: constant fan-in) or a block column (balance ``col``: constant fan-out, for layers
-that tensor parallelism cuts along their columns). With as many blocks in every line, values are one dense tensor, ranks
-that hold as many lines hold as much work, and an update of whole lines asks nobody. The price is that a layer's number
-of active blocks is a multiple of its lines; :class:`BlockBudget` says what was asked and what it became.
+A line is a block row (balance ``row``: constant fan-in) or a block column (balance ``col``: constant fan-out, for
+layers that tensor parallelism cuts along their columns). With as many blocks in every line, values are one dense
+tensor, ranks that hold as many lines hold as much work, and an update of whole lines asks nobody. The price is that a
+layer's number of active blocks is a multiple of its lines; :class:`BlockBudget` says what was asked and what it became.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def plan_block_budgets(
 
     Budgets of :func:`nt_pretrain.sparsity.budget.plan_budgets` for single weights are rounded by largest remainder over
     the layers, so that the sum of active weights comes within half a quantum of what was asked, a quantum being one
-    block more in every line of one layer. The same layer of all heads gets the same fan, and makes one quantum: heads then run in
-    one kernel, and none is richer than another. A line keeps at least one block; what that takes too much is taken
-    from the layers that have more and are not dense.
+    block more in every line of one layer. The same layer of all heads gets the same fan, and makes one quantum: heads
+    then run in one kernel, and none is richer than another. A line keeps at least one block; what that takes too much
+    is taken from the layers that have more and are not dense.
 
     Args:
         shapes: parameter name to shape, the whole model.
@@ -176,8 +176,8 @@ def _ensure_one(groups: list[_Twins], asked: float, unit: int) -> None:
     least = sum(group.quantum for group in groups)
     if asked < least:
         raise ValueError(
-            f"sparsity.density asks for {asked:,.0f} active blocks of {unit} x {unit}, and one in each line of each layer "
-            f"makes {least:,}; raise sparsity.density or choose a smaller sparsity.unit"
+            f"sparsity.density asks for {asked:,.0f} active blocks of {unit} x {unit}, and one in each line of each "
+            f"layer makes {least:,}; raise sparsity.density or choose a smaller sparsity.unit"
         )
     poor = [group for group in groups if group.wanted < 1.0]
     while poor:
@@ -190,8 +190,8 @@ def _ensure_one(groups: list[_Twins], asked: float, unit: int) -> None:
         left = asked - fixed
         if not rich or left <= 0:
             raise ValueError(
-                f"sparsity.density asks for {asked:,.0f} active blocks of {unit} x {unit}; layers that are dense and one "
-                f"block in each line of the others make {fixed:,.0f}. Raise sparsity.density, lower "
+                f"sparsity.density asks for {asked:,.0f} active blocks of {unit} x {unit}; layers that are dense and "
+                f"one block in each line of the others make {fixed:,.0f}. Raise sparsity.density, lower "
                 "sparsity.group_density or choose a smaller sparsity.unit"
             )
         for group in rich:

@@ -110,7 +110,9 @@ def test_a_line_keeps_at_least_one_block_and_others_pay_for_it():
 def test_impossible_budgets_say_why():
     with pytest.raises(ValueError, match=r"unit is 1, and single weights make no blocks"):
         plan_block_budgets(SHAPES, section(unit=1))
-    with pytest.raises(ValueError, match=r"asks for [\d,]+ active blocks of 128 x 128, and one in each line .* [\d,]+;"):
+    with pytest.raises(
+        ValueError, match=r"asks for [\d,]+ active blocks of 128 x 128, and one in each line .* [\d,]+;"
+    ):
         plan_block_budgets(SHAPES, section(unit=128, density=0.01))
     with pytest.raises(ValueError, match="trunk.final_norm.weight, which is no sparse layer"):
         plan_block_budgets(SHAPES, section(), balances={"trunk.final_norm.weight": "col"})
