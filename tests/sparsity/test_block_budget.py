@@ -114,7 +114,7 @@ def test_impossible_budgets_say_why():
         ValueError, match=r"asks for [\d,]+ active blocks of 128 x 128, and one in each line .* [\d,]+;"
     ):
         plan_block_budgets(SHAPES, section(unit=128, density=0.01))
-    with pytest.raises(ValueError, match="trunk.final_norm.weight, which is no sparse layer"):
+    with pytest.raises(ValueError, match=r"trunk.final_norm.weight, which is no sparse layer"):
         plan_block_budgets(SHAPES, section(), balances={"trunk.final_norm.weight": "col"})
     with pytest.raises(ValueError, match="not divisible into 128 x 128 blocks"):
         plan_block_budgets({"trunk.blocks.0.ffn.up.weight": (192, 256)}, section(unit=128))
