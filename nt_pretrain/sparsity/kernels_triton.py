@@ -9,13 +9,15 @@ are added up in fp32 in an order that the table alone decides: no atomics, the s
 ``torch.backends.cuda.matmul.allow_tf32``.
 
 Import this module only where a GPU is used: it needs triton, of the extra ``gpu``. Under ``TRITON_INTERPRET=1`` (set
-before the import) it runs on CPU tensors, to be tested.
+before the import) it runs on CPU tensors, to be tested, though not in bf16, which the interpreter gets wrong.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +27,15 @@ try:
     import triton.language as tl
 except ImportError as error:
     raise ImportError(
-        "the block kernels for GPUs need triton, which is not installed; install the extra: pip install 'nt-pretrain[gpu]'"
+        "the block kernels for GPUs need triton, which is not installed; install the extra: "
+        "pip install 'nt-pretrain[gpu]'"
     ) from error
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 UNITS = (16, 32, 64, 128)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PIECE = 64
+"""Inputs (fwd), outputs (dX) or tokens (dW) that one step multiplies."""
 _WAVE = 264
 """Programs that keep an H100 or H200 (132 multiprocessors) busy: with fewer blocks, dW splits the tokens."""
 
@@ -91,7 +96,9 @@ def plan_of(columns: Tensor, *, unit: int, heads: int, block_columns: int, input
     across = inputs * block_columns
     lowest, highest = int(columns.min()), int(columns.max())
     if lowest < 0 or highest >= across:
-        raise ValueError(f"columns go from {lowest} to {highest}; {inputs} inputs of {block_columns} blocks have {across}")
+        raise ValueError(
+            f"columns go from {lowest} to {highest}; {inputs} inputs of {block_columns} blocks have {across}"
+        )
     flat = columns.reshape(-1).to(torch.int64)
     starts = torch.zeros(across + 1, dtype=torch.int32, device=columns.device)
     starts[1:] = torch.bincount(flat, minlength=across).cumsum(0)
@@ -107,10 +114,27 @@ def plan_of(columns: Tensor, *, unit: int, heads: int, block_columns: int, input
     )
 
 
+def _tuned(tiles: tuple[int, ...], key: list[str]) -> Callable[[Any], Any]:
+    """Let triton time tile heights, warps and stages on the device, once for each value of ``key``.
+
+    None of these changes the order in which a number is added up, so ranks may choose differently. The interpreter has
+    nothing to time.
+    """
+    choices = [
+        triton.Config({"BM": tile} if tile else {}, num_warps=warps, num_stages=stages)
+        for tile in tiles
+        for warps, stages in ((4, 3), (4, 4), (8, 3))
+        if tile == 0 or (warps == 8) == (tile > 64)
+    ]
+    chosen: Callable[[Any], Any] = triton.autotune(choices[:1] if INTERPRETED else choices, key=key)
+    return chosen
+
+
+@_tuned((16, 64, 128), ["fan", "block_columns", "B", "SIZE"])
 @triton.jit
 def _fwd(
     x, values, columns, y, tokens, x_head, x_token, y_head, y_token, block_rows, block_columns, fan,
-    B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """A tile of tokens × one block row: Y[tile, r] = sum over slots of X[tile, column] @ W[r, slot]^T."""
     row = tl.program_id(0)
@@ -133,10 +157,11 @@ def _fwd(
     tl.store(target + token[:, None] * y_token + out[None, :], total.to(y.dtype.element_ty), mask=there[:, None])
 
 
+@_tuned((16, 64, 128), ["fan", "block_columns", "B", "SIZE"])
 @triton.jit
 def _dx(
     dy, values, starts, positions, dx, tokens, y_head, y_token, x_head, x_token, block_rows, block_columns, fan,
-    B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """A tile of tokens × one block column: dX[tile, c] = sum over the blocks of the column of dY[tile, row] @ W."""
     column = tl.program_id(0)
@@ -159,28 +184,28 @@ def _dx(
     tl.store(target + token[:, None] * x_token + out[None, :], total.to(dx.dtype.element_ty), mask=there[:, None])
 
 
+@_tuned((0,), ["B", "per_split"])
 @triton.jit
 def _dw(
     dy, x, rows, columns, dw, blocks, tokens, per_split, y_head, y_token, x_head, x_token, block_rows, block_columns,
-    B: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    B: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block (BN of its columns) × a stretch of tokens: dW = sum over tokens of dY[:, row]^T X[:, column]."""
-    strips: tl.constexpr = B // BN
-    block, strip, split = tl.program_id(0) // strips, tl.program_id(0) % strips, tl.program_id(1)
+    """A block × a stretch of tokens: dW[row, column] = sum over tokens of dY[:, row]^T X[:, column]."""
+    block, split = tl.program_id(0), tl.program_id(1)
     row, column = tl.load(rows + block), tl.load(columns + block)
-    out, inner, step = tl.arange(0, B), tl.arange(0, BN), tl.arange(0, BT)
+    side, step = tl.arange(0, B), tl.arange(0, BT)
     left = dy + (row // block_rows).to(tl.int64) * y_head + (row % block_rows) * B
-    right = x + (column // block_columns).to(tl.int64) * x_head + (column % block_columns) * B + strip * BN
-    total = tl.zeros((B, BN), dtype=tl.float32)
+    right = x + (column // block_columns).to(tl.int64) * x_head + (column % block_columns) * B
+    total = tl.zeros((B, B), dtype=tl.float32)
     start = split * per_split
-    for at in range(start, min(start + per_split, tokens), BT):
+    for at in range(start, tl.minimum(start + per_split, tokens), BT):
         there = at + step < tokens
         token = (at + step).to(tl.int64)
-        down = tl.load(left + token[None, :] * y_token + out[:, None], mask=there[None, :], other=0.0)
-        across = tl.load(right + token[:, None] * x_token + inner[None, :], mask=there[:, None], other=0.0)
+        down = tl.load(left + token[None, :] * y_token + side[:, None], mask=there[None, :], other=0.0)
+        across = tl.load(right + token[:, None] * x_token + side[None, :], mask=there[:, None], other=0.0)
         total = tl.dot(down, across, total, input_precision=PRECISION)
-    target = dw + (split.to(tl.int64) * blocks + block) * (B * B) + strip * BN
-    tl.store(target + out[:, None] * B + inner[None, :], total)
+    target = dw + (split.to(tl.int64) * blocks + block) * (B * B)
+    tl.store(target + side[:, None] * B + side[None, :], total)
 
 
 def bs_fwd(x: Tensor, values: Tensor, plan: Plan) -> Tensor:
@@ -193,9 +218,9 @@ def bs_fwd(x: Tensor, values: Tensor, plan: Plan) -> Tensor:
     tokens = x.shape[1]
     y = x.new_empty(plan.heads, tokens, plan.block_rows * plan.unit)
     if tokens:
-        x = _rows_of_ones(x)
+        x = _unit_stride(x)
         _launch_tiles(
-            _fwd, plan.columns.shape[0], tokens, plan, x.dtype,
+            _fwd, plan.columns.shape[0], plan, x,
             (x, values.contiguous(), plan.columns, y, tokens, x.stride(0), x.stride(1), y.stride(0), y.stride(1)),
         )  # fmt: skip
     return y
@@ -207,9 +232,9 @@ def bs_dx(dy: Tensor, values: Tensor, plan: Plan) -> Tensor:
     tokens = dy.shape[1]
     dx = dy.new_empty(plan.inputs, tokens, plan.block_columns * plan.unit)
     if tokens:
-        dy = _rows_of_ones(dy)
+        dy = _unit_stride(dy)
         _launch_tiles(
-            _dx, plan.inputs * plan.block_columns, tokens, plan, dy.dtype,
+            _dx, plan.inputs * plan.block_columns, plan, dy,
             (dy, values.contiguous(), plan.starts, plan.positions, dx, tokens, dy.stride(0), dy.stride(1),
              dx.stride(0), dx.stride(1)),
         )  # fmt: skip
@@ -232,15 +257,69 @@ def bs_dw_at(dy: Tensor, x: Tensor, plan: Plan, rows: Tensor, columns: Tensor) -
     tokens, blocks, b = x.shape[1], rows.numel(), plan.unit
     if not tokens or not blocks:
         return torch.zeros(blocks, b, b, dtype=torch.float32, device=x.device)
-    dy, x = _rows_of_ones(dy), _rows_of_ones(x)
-    settings = _settings_dw(b, x.dtype)
-    programs = blocks * (b // settings["BN"])
-    tiles = triton.cdiv(tokens, settings["BT"])
-    splits = min(tiles, max(1, _WAVE // programs), 64)
-    per_split = triton.cdiv(tiles, splits) * settings["BT"]
+    dy, x = _unit_stride(dy), _unit_stride(x)
+    tiles = triton.cdiv(tokens, 2 * _PIECE)
+    splits = min(tiles, max(1, _WAVE // blocks), 64)
+    # Rounded up to a power of two, so that few numbers of tokens are tuned for.
+    per_split = triton.next_power_of_2(triton.cdiv(tiles, splits)) * 2 * _PIECE
+    splits = triton.cdiv(tokens, per_split)
     parts = torch.empty(splits, blocks, b, b, dtype=torch.float32, device=x.device)
-    _dw[(programs, splits)](
+    _dw[(blocks, splits)](
         dy, x, rows, columns, parts, blocks, tokens, per_split, dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
-        plan.block_rows, plan.block_columns, B=b, PRECISION=_precision(x.dtype), **settings,
+        plan.block_rows, plan.block_columns, B=b, BT=_piece(_PIECE, x.dtype), PRECISION=_precision(x.dtype),
     )  # fmt: skip
     return parts.sum(dim=0) if splits > 1 else parts[0]
+
+
+def _launch_tiles(kernel: Any, lines: int, plan: Plan, like: Tensor, arguments: tuple[object, ...]) -> None:
+    """Run ``kernel`` on tiles of the tokens of ``like`` × ``lines``; lines vary fastest: they share their tile of X."""
+    tokens = like.shape[1]
+    kernel[lambda chosen: (lines, triton.cdiv(tokens, chosen["BM"]))](
+        *arguments, plan.block_rows, plan.block_columns, plan.fan, B=plan.unit, BK=_piece(plan.unit, like.dtype),
+        PRECISION=_precision(like.dtype), SIZE=min(1024, triton.next_power_of_2(tokens)),
+    )  # fmt: skip
+
+
+def _piece(extent: int, dtype: torch.dtype) -> int:
+    """How much of ``extent`` one step multiplies: at most 128 bytes a row."""
+    return min(extent, 32 if dtype == torch.float32 else _PIECE)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def _ensure(plan: Plan, *, values: Tensor | None = None, x: Tensor | None = None, dy: Tensor | None = None) -> None:
+    """Raise ValueError unless the tensors fit the plan and one another."""
+    b = plan.unit
+    wanted = {
+        "values": (values, (*plan.columns.shape, b, b)),
+        "x": (x, (plan.inputs, None, plan.block_columns * b)),
+        "dy": (dy, (plan.heads, None, plan.block_rows * b)),
+    }
+    given = {name: tensor for name, (tensor, _) in wanted.items() if tensor is not None}
+    for name, tensor in given.items():
+        shape = wanted[name][1]
+        fits = len(shape) == tensor.dim() and all(
+            want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            expected = ", ".join("tokens" if want is None else str(want) for want in shape)
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, [{expected}] expected")
+        if tensor.device != plan.columns.device or (tensor.device.type != "cuda" and not INTERPRETED):
+            raise ValueError(
+                f"{name} is on {tensor.device} and the table of blocks on {plan.columns.device}; these kernels need "
+                "both on one CUDA device (or on the CPU under TRITON_INTERPRET=1)"
+            )
+    dtypes = {name: tensor.dtype for name, tensor in given.items()}
+    if len(set(dtypes.values())) > 1 or next(iter(dtypes.values())) not in _DTYPES:
+        told = ", ".join(f"{name} {str(dtype).removeprefix('torch.')}" for name, dtype in dtypes.items())
+        raise ValueError(f"{told}: the GPU kernels need one dtype: float32, bfloat16 or float16")
+    if INTERPRETED and torch.bfloat16 in dtypes.values():
+        raise ValueError("triton's interpreter multiplies bfloat16 wrongly; use float32 or float16 with it")
+    if x is not None and dy is not None and x.shape[1] != dy.shape[1]:
+        raise ValueError(f"x has {x.shape[1]} tokens, dy {dy.shape[1]}")

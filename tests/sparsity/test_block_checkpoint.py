@@ -102,8 +102,8 @@ def test_a_masked_table_that_is_not_constant_says_how_it_is_not():
         record_of_masked(NAME, budget, active.view(-1), active.view(-1), dense)
     assert str(caught.value) == (
         f"{NAME}: the block backend needs 2 active blocks in each block row, and 1 of 4 have others, from 2 to 4; the "
-        "first is block row 1 with 4. A table of the masked backend can be read as blocks only if its block rows have as "
-        "many active blocks each"
+        "first is block row 1 with 4. A table of the masked backend can be read as blocks only if its block rows have "
+        "as many active blocks each"
     )
 
 
