@@ -15,7 +15,6 @@ before the import) it runs on CPU tensors, to be tested, though not in bf16, whi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,25 +113,8 @@ def plan_of(columns: Tensor, *, unit: int, heads: int, block_columns: int, input
     )
 
 
-def _tuned(tiles: tuple[int, ...], key: list[str]) -> Callable[[Any], Any]:
-    """Let triton time tile heights, warps and stages on the device, once for each value of ``key``.
-
-    None of these changes the order in which a number is added up, so ranks may choose differently. The interpreter has
-    nothing to time.
-    """
-    choices = [
-        triton.Config({"BM": tile} if tile else {}, num_warps=warps, num_stages=stages)
-        for tile in tiles
-        for warps, stages in ((4, 3), (4, 4), (8, 3))
-        if tile == 0 or (warps == 8) == (tile > 64)
-    ]
-    chosen: Callable[[Any], Any] = triton.autotune(choices[:1] if INTERPRETED else choices, key=key)
-    return chosen
-
-
-@_tuned((16, 64, 128), ["fan", "block_columns", "B", "SIZE"])
 @triton.jit
-def _fwd(
+def _fwd(  # type: ignore[no-untyped-def]
     x, values, columns, y, tokens, x_head, x_token, y_head, y_token, block_rows, block_columns, fan,
     B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -157,9 +139,8 @@ def _fwd(
     tl.store(target + token[:, None] * y_token + out[None, :], total.to(y.dtype.element_ty), mask=there[:, None])
 
 
-@_tuned((16, 64, 128), ["fan", "block_columns", "B", "SIZE"])
 @triton.jit
-def _dx(
+def _dx(  # type: ignore[no-untyped-def]
     dy, values, starts, positions, dx, tokens, y_head, y_token, x_head, x_token, block_rows, block_columns, fan,
     B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -184,9 +165,8 @@ def _dx(
     tl.store(target + token[:, None] * x_token + out[None, :], total.to(dx.dtype.element_ty), mask=there[:, None])
 
 
-@_tuned((0,), ["B", "per_split"])
 @triton.jit
-def _dw(
+def _dw(  # type: ignore[no-untyped-def]
     dy, x, rows, columns, dw, blocks, tokens, per_split, y_head, y_token, x_head, x_token, block_rows, block_columns,
     B: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -208,6 +188,30 @@ def _dw(
     tl.store(target + side[:, None] * B + side[None, :], total)
 
 
+def _tuned(kernel: Any, tiles: tuple[dict[str, int], ...], key: list[str]) -> Any:
+    """``kernel`` with tile heights, warps and stages that triton times on the device, once for each value of ``key``.
+
+    All choices are made of the same instructions in the same order for each number, so ranks may choose differently.
+    The interpreter has nothing to time.
+    """
+    choices = [
+        triton.Config(tile, num_warps=8 if tile.get("BM") == 128 else 4, num_stages=stages)
+        for tile in tiles
+        for stages in (3, 4)
+    ]
+    return triton.autotune(choices[:1] if INTERPRETED else choices, key=key)(kernel)
+
+
+_KEY = ["fan", "block_columns", "B", "SIZE"]
+_FEW = 16
+"""Up to so many tokens, as in decoding, take tiles of their own: Hopper's wide instructions start at 64."""
+_FWD = _tuned(_fwd, ({"BM": 64}, {"BM": 128}), _KEY)
+_FWD_FEW = _tuned(_fwd, ({"BM": _FEW},), _KEY)
+_DX = _tuned(_dx, ({"BM": 64}, {"BM": 128}), _KEY)
+_DX_FEW = _tuned(_dx, ({"BM": _FEW},), _KEY)
+_DW = _tuned(_dw, ({},), ["B", "per_split"])
+
+
 def bs_fwd(x: Tensor, values: Tensor, plan: Plan) -> Tensor:
     """Y = X Wᵀ of all heads: X [inputs, T, K] to Y [heads, T, N], in the dtype of X.
 
@@ -220,7 +224,7 @@ def bs_fwd(x: Tensor, values: Tensor, plan: Plan) -> Tensor:
     if tokens:
         x = _unit_stride(x)
         _launch_tiles(
-            _fwd, plan.columns.shape[0], plan, x,
+            _FWD_FEW if tokens <= _FEW else _FWD, plan.columns.shape[0], plan, x,
             (x, values.contiguous(), plan.columns, y, tokens, x.stride(0), x.stride(1), y.stride(0), y.stride(1)),
         )  # fmt: skip
     return y
@@ -234,7 +238,7 @@ def bs_dx(dy: Tensor, values: Tensor, plan: Plan) -> Tensor:
     if tokens:
         dy = _unit_stride(dy)
         _launch_tiles(
-            _dx, plan.inputs * plan.block_columns, plan, dy,
+            _DX_FEW if tokens <= _FEW else _DX, plan.inputs * plan.block_columns, plan, dy,
             (dy, values.contiguous(), plan.starts, plan.positions, dx, tokens, dy.stride(0), dy.stride(1),
              dx.stride(0), dx.stride(1)),
         )  # fmt: skip
@@ -264,7 +268,7 @@ def bs_dw_at(dy: Tensor, x: Tensor, plan: Plan, rows: Tensor, columns: Tensor) -
     per_split = triton.next_power_of_2(triton.cdiv(tiles, splits)) * 2 * _PIECE
     splits = triton.cdiv(tokens, per_split)
     parts = torch.empty(splits, blocks, b, b, dtype=torch.float32, device=x.device)
-    _dw[(blocks, splits)](
+    _DW[(blocks, splits)](
         dy, x, rows, columns, parts, blocks, tokens, per_split, dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
         plan.block_rows, plan.block_columns, B=b, BT=_piece(_PIECE, x.dtype), PRECISION=_precision(x.dtype),
     )  # fmt: skip

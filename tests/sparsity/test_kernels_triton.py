@@ -170,14 +170,14 @@ KINDS = {"values": "*bf16", "x": "*bf16", "y": "*bf16", "dx": "*bf16", "dy": "*b
          "columns": "*i32", "rows": "*i32", "starts": "*i32", "positions": "*i32"}
 FIXED = {"B": 64, "BM": 64, "BK": 64, "BT": 64, "PRECISION": "ieee", "SIZE": 1024}
 for kernel in (kernels._fwd, kernels._dx, kernels._dw):
-    names = kernel.fn.arg_names
+    names = kernel.arg_names
     kinds = {name: "constexpr" if name in FIXED else KINDS.get(name, "i32") for name in names}
     fixed = {(at,): FIXED[name] for at, name in enumerate(names) if name in FIXED}
     even = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names)
             if kinds[name].startswith("*") or name.endswith(("_head", "_token"))}
     for capability in (80, 90):
         target = GPUTarget("cuda", capability, 32)
-        source, options = ASTSource(kernel.fn, kinds, fixed, even), {"num_warps": 4, "num_stages": 3}
+        source, options = ASTSource(kernel, kinds, fixed, even), {"num_warps": 4, "num_stages": 3}
         made = compile(source, target=target, options=options)
         units = "wgmma.mma_async" if capability == 90 else "mma.sync"
         print(capability, units in made.asm["ptx"], "cp.async" in made.asm["ptx"], made.metadata.shared < 100_000)
