@@ -1,4 +1,5 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
+                                        launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
 
@@ -11,6 +12,9 @@ within a repeat with their spread:
   update       one topology update of the M=3 model   against   the sparse step
 
 The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weights, as ours), fused AdamW and clipping.
+
+`pictures` times, in the same way, one training step of our ResNets (dense M=1, TreeNet and sparse M=3) and of a plain
+torch loop over the same dense network, on the GPU where there is one.
 
 `images` times, in the same way, a JPEG to a random crop of 224 x 224, ours with each decoder against Pillow's decoding,
 crop and resize of the same boxes (what torchvision does). Without --jpegs the pictures are made here, 500 x 375 as
@@ -32,6 +36,8 @@ from pathlib import Path
 import torch
 from bench_data import DataOptions, bench_data
 from bench_images import bench_images, jpeg_sets
+from bench_pictures import SHAPES as PICTURE_SHAPES
+from bench_pictures import bench_pictures
 from bench_step import SHAPES, bench_step
 
 from nt_pretrain.data.errors import DataError
@@ -40,8 +46,10 @@ from nt_pretrain.parallel.mesh import leave
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "images", "data"])
+    parser.add_argument("what", choices=["step", "pictures", "images", "data"])
     parser.add_argument("--model", choices=list(SHAPES), default="9m")
+    parser.add_argument("--family", choices=list(PICTURE_SHAPES), default="resnet50", help="for `pictures`")
+    parser.add_argument("--batch", type=int, default=0, help="pictures of a step; default: 128 on a GPU, few on a CPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -64,6 +72,11 @@ def main() -> None:
         except DataError as error:
             print(error, file=sys.stderr)
             sys.exit(3)
+    elif options.what == "pictures":
+        results = [
+            bench_pictures(options.family, precision, options.repeats, options.batch)
+            for precision in options.precision or ["fp32", "bf16"]
+        ]
     elif options.what == "images":
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
     else:

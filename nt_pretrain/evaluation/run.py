@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,7 +93,8 @@ def _written(target: Target, found: Evaluation, options: Options, tell: Callable
     out.mkdir(parents=True, exist_ok=True)
     record = record_of(found)
     write_atomic(out / RECORD, to_text(record))
-    tell(render(record, [] if found.robustness is None else tables(found.robustness)))
+    more = [] if found.robustness is None else tables(found.robustness)
+    tell(render(record, more, bold=sys.stdout.isatty()))
     tell(f"all values: {out / RECORD}")
     try:
         from nt_pretrain.evaluation.draw import draw_all  # needs matplotlib, which training machines may lack

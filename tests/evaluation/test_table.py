@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -107,3 +108,12 @@ def test_broken_outputs_are_told_and_the_json_stays_strict() -> None:
 
 def _refuse(word: str) -> Any:
     raise AssertionError(f"{word} is no JSON")
+
+
+def test_on_a_terminal_the_headlined_ensemble_is_bold() -> None:
+    record = record_of(made())
+    shown = render(record, bold=True)
+    (row,) = [line for line in shown.splitlines() if "\x1b[1m" in line and "ensemble" in line][:1]
+    assert "ensemble (logits)" in row, "eval.ensemble: logit"
+    plain = "".join(part for part in re.split(r"\x1b\[[0-9;]*m", shown))
+    assert [line.rstrip() for line in plain.splitlines()] == render(record).splitlines()
