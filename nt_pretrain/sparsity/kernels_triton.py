@@ -6,7 +6,7 @@ count through that one. :func:`joined_columns` makes the table, :class:`Plan` de
 
 X is [inputs, T, K], Y [heads, T, N]; values are [heads * N / b, fan, b, b] ([outputs, inputs] inside a block). Products
 are added up in fp32 in an order that the table alone decides: no atomics, the same bits every time. fp32 follows
-``torch.backends.cuda.matmul.allow_tf32``.
+``torch.backends.cuda.matmul.fp32_precision``.
 
 Import this module only where a GPU is used: it needs triton, of the extra ``gpu``. Under ``TRITON_INTERPRET=1`` (set
 before the import) it runs on CPU tensors, to be tested, though not in bf16, which the interpreter gets wrong.
@@ -290,7 +290,8 @@ def _piece(extent: int, dtype: torch.dtype) -> int:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # Not allow_tf32, which raises where fp32_precision was set; this one sees both.
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
