@@ -26,8 +26,8 @@ from nt_pretrain.sparsity.scores import code, magnitude_codes, soft_magnitude_co
 
 @dataclass
 class BlockTensors:
-    """Of one layer and the lines held here, as plain local tensors (no autograd): values, moments and average, [L, fan, b,
-    b] each. As :class:`nt_pretrain.sparsity.update.LayerTensors`, without a dense gradient.
+    """Of one layer and the lines held here: values, moments and average, [L, fan, b, b] each, plain tensors that
+    autograd does not record. As :class:`nt_pretrain.sparsity.update.LayerTensors`, without a dense gradient.
     """
 
     values: Tensor
