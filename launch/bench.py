@@ -1,5 +1,6 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
                                         launch/bench.py layer [--precision bf16] [--plain-torch] [--repeats 7]
+                                        launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
 
@@ -16,6 +17,9 @@ The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weig
 `layer` times, in the same way, one linear layer 1024 x 2752 with 2048 tokens, forward and both backward products, with
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
 thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
+
+`pictures` times, in the same way, one training step of our ResNets (dense M=1, TreeNet and sparse M=3) and of a plain
+torch loop over the same dense network, on the GPU where there is one.
 
 `images` times, in the same way, a JPEG to a random crop of 224 x 224, ours with each decoder against Pillow's decoding,
 crop and resize of the same boxes (what torchvision does). Without --jpegs the pictures are made here, 500 x 375 as
@@ -38,6 +42,8 @@ import torch
 from bench_data import DataOptions, bench_data
 from bench_images import bench_images, jpeg_sets
 from bench_layer import bench_layer
+from bench_pictures import SHAPES as PICTURE_SHAPES
+from bench_pictures import bench_pictures
 from bench_step import SHAPES, bench_step
 
 from nt_pretrain.data.errors import DataError
@@ -46,8 +52,10 @@ from nt_pretrain.parallel.mesh import leave
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "layer", "images", "data"])
+    parser.add_argument("what", choices=["step", "layer", "pictures", "images", "data"])
     parser.add_argument("--model", choices=list(SHAPES), default="9m")
+    parser.add_argument("--family", choices=list(PICTURE_SHAPES), default="resnet50", help="for `pictures`")
+    parser.add_argument("--batch", type=int, default=0, help="pictures of a step; default: 128 on a GPU, few on a CPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -71,6 +79,11 @@ def main() -> None:
         except DataError as error:
             print(error, file=sys.stderr)
             sys.exit(3)
+    elif options.what == "pictures":
+        results = [
+            bench_pictures(options.family, precision, options.repeats, options.batch)
+            for precision in options.precision or ["fp32", "bf16"]
+        ]
     elif options.what == "images":
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
     elif options.what == "layer":

@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 
 from nt_pretrain.config.errors import ConfigErrors
-from nt_pretrain.evaluation.run import Options, run
+from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.run import run
 from nt_pretrain.evaluation.target import config_of, target_of
-from nt_pretrain.observe.exitcodes import ExitCode, report_failure
+from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import connect, device_problems, launcher_problems, leave, rank_of_launcher
-from nt_pretrain.train.failures import exit_code_of, is_told_alike, words_of
+from nt_pretrain.train.failures import exit_code_of, fail, is_told_alike, words_of
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -77,14 +78,6 @@ def share(text: str) -> float:
     return number
 
 
-def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
-    """Say what is wrong; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
-    report_failure(message)
-    if on_every_rank or rank_of_launcher() == 0:
-        print(message, file=sys.stderr)
-    return code
-
-
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     asked = parse(arguments)
@@ -100,6 +93,8 @@ def main(arguments: list[str]) -> int:
             raise ConfigErrors(wrong)
         timeout = config.parallel.first_timeout_seconds
         run(target, config, options, connect(config), lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        return fail(130, "interrupted: nothing more was written")
     except Exception as error:
         words = words_of(error, rank=rank_of_launcher(), timeout_seconds=timeout)
         return fail(exit_code_of(error), words, on_every_rank=not is_told_alike(error))

@@ -24,7 +24,7 @@ from nt_pretrain.parallel.mesh import (
     rank_of_launcher,
     world_size_of_launcher,
 )
-from nt_pretrain.train.failures import exit_code_of, is_told_alike, words_of
+from nt_pretrain.train.failures import exit_code_of, fail, is_told_alike, words_of
 from nt_pretrain.train.plan import make_plan, render
 from nt_pretrain.train.run import run
 
@@ -77,14 +77,6 @@ def command_line() -> str:
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     where = "--standalone" if nodes == 1 else f"--nnodes {nodes}"
     return shlex.join(["torchrun", *where.split(), "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], *sys.argv])
-
-
-def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
-    """Say what is wrong; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
-    report_failure(message)
-    if on_every_rank or rank_of_launcher() == 0:
-        print(message, file=sys.stderr)
-    return code
 
 
 def main(arguments: list[str]) -> int:

@@ -50,7 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def config_of(data: str, overrides: list[str]) -> tuple[Config, Manifest]:
-    """The configuration of the command line, its vocabulary that of the tokenizer; and the data's manifest.
+    """The configuration of the command line, with a model that fits the data; and the data's manifest.
 
     Raises:
         ConfigErrors: options are wrong.
@@ -60,14 +60,17 @@ def config_of(data: str, overrides: list[str]) -> tuple[Config, Manifest]:
         empty.write("run: {name: stream}\n")
         empty.flush()
         config = load_config(empty.name, [*overrides, f"data.path={data}"])
+    store = store_of(config.data, f"{data.rstrip('/')}/train", wait_seconds=config.stall_seconds / 2)
+    manifest = store.manifest()
+    # A model that would read this data, so that what concerns the other kind of data is told.
+    if manifest.format == "images":
+        model = {"family": "resnet50", "classes": len(manifest.classes)}
+    else:
+        model = {"vocab_size": load_tokenizer(config.data.tokenizer).size}
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
     wrong = [each for each in problems(config) if each.startswith(("data.", "train.global_batch"))]
     if wrong:
         raise ConfigErrors(wrong)
-    store = store_of(config.data, f"{data.rstrip('/')}/train", wait_seconds=config.stall_seconds / 2)
-    manifest = store.manifest()
-    if manifest.format != "images":
-        size = load_tokenizer(config.data.tokenizer).size
-        config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
     return config, manifest
 
 

@@ -103,7 +103,17 @@ def validation_pictures(
         worker_init_fn=settle_in,
         multiprocessing_context=multiprocessing.get_context("forkserver") if config.data.workers else None,
     )
-    for pixels, labels, error in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            pixels, labels, error = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as lost:  # torch's word for a reader process that is gone
+            raise DataError(
+                f"a process that reads validation pictures has died ({lost}). The usual cause is memory: look for it "
+                "in the system's log, or read in the training process with data.workers=0"
+            ) from None
         if error:
             raise DataError(error)
         yield pixels.permute(0, 3, 1, 2), labels

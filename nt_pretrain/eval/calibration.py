@@ -16,6 +16,8 @@ from torch import Tensor
 from nt_pretrain.eval.confidence_histogram import UNIT
 
 BINS = 15
+CLASSWISE = 1000
+"""Most classes for which each class's own calibration is measured: of more the sums would be large, and say little."""
 
 
 def bin_of(p: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class ClassificationSums:
         """Add some samples."""
         device = self.counts.device
         at = piece.labels[None, :, None].expand(len(piece.p), -1, 1)
-        rank = ranks_of(piece.scores, at)
+        rank = ranks_of(piece.ranked, at)
         correct_PN = rank == 0
         p_label = piece.p.gather(-1, at)[..., 0]
         brier = (row_sum(piece.p * piece.p) - 2.0 * p_label + 1.0).clamp_min(0.0)

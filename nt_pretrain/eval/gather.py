@@ -67,8 +67,10 @@ def gather_measures(
         measures.add(words.logits, words.labels)
         if progress is not None:
             progress(done)
-    measures.take(summed_over_ranks(measures.table(), ranks))
-    return measures
+    # On the CPU: thousands of small values are read off it, each of which a GPU would be waited for.
+    whole = Measures.zeros(config.model.heads, classwise=classwise, temperatures=temperatures)
+    whole.take(summed_over_ranks(measures.table(), ranks))
+    return whole
 
 
 def summed_over_ranks(table: Tensor, ranks: Ranks) -> Tensor:
@@ -97,8 +99,10 @@ def said(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ran
             samples = torch.arange(first, first + len(targets), device=targets.device)
             samples = samples.view(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
             labelled = (targets != IGNORED) & ranks.counts
-            yield Said(logits[:, labelled], targets[labelled], samples[labelled])
-            del logits
+            # Without padding nothing is copied: logits of a vocabulary are what memory goes to.
+            some = logits.flatten(1, -2) if labelled.all() else logits[:, labelled]
+            yield Said(some, targets[labelled], samples[labelled])
+            del logits, some
     finally:
         for module, training in was:
             module.training = training

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nt_pretrain.eval.classification import ranks_of
 from nt_pretrain.eval.exact import COLUMNS, carried, fixed_sums, mean_of
-from nt_pretrain.eval.members import Predictions, mean_probability
+from nt_pretrain.eval.members import Predictions, mean_probability, on_grid
 
 ALL_SUBSETS = 6
 
@@ -54,15 +55,23 @@ class HeadsUsedSums:
         self.counts += torch.tensor([len(piece.labels), piece.broken], device=device)
         correct, losses = [], []
         at = piece.labels[None, :, None].expand(piece.heads, -1, 1)
+        label = piece.labels[:, None]
         at_label = piece.logp[: piece.heads].gather(-1, at)[..., 0]
         for chosen in subsets(piece.heads):
-            together = piece.p[chosen[0]].clone()
-            for head in chosen[1:]:
-                together += piece.p[head]
-            correct.append((together.argmax(-1) == piece.labels).sum())
+            correct.append((ranks_of(_ranked(piece, chosen), label) == 0).sum())
             losses.append(-mean_probability(at_label[list(chosen)]))
         self.correct += torch.stack(correct).to(device)
         self.nll = carried(self.nll + fixed_sums(torch.stack(losses)).to(device))
+
+
+def _ranked(piece: Predictions, chosen: tuple[int, ...]) -> Tensor:
+    """Scores [N, C] that order the classes for the ensemble of the heads ``chosen``."""
+    if len(chosen) in (1, piece.heads):
+        return piece.ranked[chosen[0] if len(chosen) == 1 else piece.heads]
+    together = piece.p[chosen[0]].clone()
+    for head in chosen[1:]:
+        together += piece.p[head]
+    return on_grid(together.div_(len(chosen)).log_())
 
 
 def heads_used_values(sums: HeadsUsedSums, heads: int) -> list[dict[str, float]]:

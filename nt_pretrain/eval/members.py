@@ -20,19 +20,25 @@ CHUNK = 1 << 22
 """Logits (of all heads) turned to fp64 at once: temporaries stay at some hundreds of MB for any vocabulary."""
 
 
+GRID = 2.0**-30
+"""Log-scores of an ensemble that are so close count as equal where classes are ranked."""
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A few samples with labels: M heads, P = M + 2 members, N samples, C classes; all floats fp64.
 
-    ``logits`` [M, N, C] as the heads gave them; ``scores``, ``logp`` and ``p`` [P, N, C] of the members; ``labels``
-    [N]; ``broken`` counts samples with a logit that is nan or +inf, or whose heads leave no class possible to all:
-    their logits are 0 here and no mean that counts them may be reported. A logit of -inf is a probability of exactly 0.
+    ``logits`` [M, N, C] as the heads gave them; ``scores``, ``logp`` and ``p`` [P, N, C] of the members; ``ranked``
+    [P, N, C] orders their classes; ``labels`` [N]; ``broken`` counts samples with a logit that is nan or +inf, or whose
+    heads leave no class possible to all: their logits are 0 here and no mean that counts them may be reported. A logit
+    of -inf is a probability of exactly 0.
     """
 
     logits: Tensor
     scores: Tensor
     logp: Tensor
     p: Tensor
+    ranked: Tensor
     labels: Tensor
     broken: int
 
@@ -86,10 +92,12 @@ def predictions(logits: Tensor, labels: Tensor, temperatures: Tensor | None = No
     if count:
         logits = logits.masked_fill(broken[None, :, None], 0.0)
     scores = member_scores(logits)
+    # One head is its own ensemble, and chooses as it does.
+    ranked = torch.cat([logits, on_grid(scores[len(logits) :])]) if len(logits) > 1 else logits.expand(3, -1, -1)
     if temperatures is not None:
         scores = scores / temperatures.to(scores)[:, None, None]
     logp, p = normalised(scores)
-    return Predictions(logits, scores, logp, p, labels, count)
+    return Predictions(logits, scores, logp, p, ranked, labels, count)
 
 
 def member_scores(logits: Tensor) -> Tensor:
@@ -102,6 +110,15 @@ def mean_probability(logp: Tensor) -> Tensor:
     """Log of the mean over the first dimension of probabilities given by their logs: [M, ...] to [...]."""
     largest = logp.amax(0).clamp_min(-1e300)  # all -inf: -inf less -inf is no number
     return largest + (_add_up((logp - largest).exp()) / len(logp)).log()
+
+
+def on_grid(scores: Tensor) -> Tensor:
+    """Log-scores of an ensemble as its choices are made on: multiples of :data:`GRID`.
+
+    The sum over heads depends on their order in the last bits. Classes that tie by the definition would be told apart
+    by rounding, differently for every order.
+    """
+    return (scores / GRID).round_()
 
 
 def normalised(scores: Tensor) -> tuple[Tensor, Tensor]:

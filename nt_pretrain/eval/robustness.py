@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from nt_pretrain.eval.harms import Harm, Kind
 from nt_pretrain.eval.lost_head import lost_head_values
@@ -28,11 +28,11 @@ MEANS = {"cA": "accuracy", "cNLL": "nll", "cECE": "ece", "cBPC": "bits_per_chara
 
 @dataclass(frozen=True)
 class Samples:
-    """A validation set of this rank: pairs (pixels, labels) or (tokens, documents), and, of text, the characters that
+    """A validation set of this rank: batches as ``measure`` takes them, and, of text, the characters that
     the targets of all ranks spell; 0: not known.
     """
 
-    batches: Iterable[tuple[Tensor, Tensor]]
+    batches: Iterable[Any]
     characters: int = 0
 
 
@@ -87,7 +87,7 @@ class Robustness:
 
 
 def measure_all(
-    measure: Callable[[Iterable[tuple[Tensor, Tensor]]], Measures],
+    measure: Callable[[Iterable[Any]], Measures],
     samples: Callable[[Harm | None], Samples],
     harms: Sequence[Harm],
     *,

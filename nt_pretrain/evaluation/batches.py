@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.sources import Sources
+from nt_pretrain.eval.calibration import CLASSWISE
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.together import on_all
 from nt_pretrain.train.validation import picture_batches, text_batches
-
-CLASSWISE = 1000
-"""Most classes for which each class's own calibration is measured."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,13 @@ def validation_set(config: Config, ranks: Ranks, *, foreign: bool = False) -> Va
     """The validation split that ``config`` names. Collective.
 
     Args:
-        foreign: labels are not looked at, so that pictures may be of other classes.
+        foreign: labels are not looked at, so that pictures may be of other classes; of the model's kind all the same.
 
     Raises:
         DataError: on all ranks, when it cannot be read or does not fit the model.
     """
-    opened = Sources.open if foreign else Sources.of_model
+    # Opened without more, pictures may have any classes.
+    opened = Sources.open if foreign and config.model.sees_pictures else Sources.of_model
     sources = on_all(ranks, lambda: opened(config, "validation"))
     locations = [split.location for split in sources.splits]
     fingerprints = [split.manifest.fingerprint for split in sources.splits]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.confidence_histogram import BUCKETS
 from nt_pretrain.eval.gather import gather_measures, said, summed_over_ranks
-from nt_pretrain.eval.harms import Harm
 from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.members import CHUNK, pieces
 from nt_pretrain.eval.ood import confidence_counts
@@ -19,10 +18,10 @@ from nt_pretrain.eval.robustness import Robustness
 from nt_pretrain.eval.temperature import Temperatures
 from nt_pretrain.evaluation.batches import ValidationSet
 from nt_pretrain.evaluation.calibrate import Held, fit, held_out
-from nt_pretrain.evaluation.harmed import robustness_of
 from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.overlap import topology_overlap
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.sparsity.schedule import is_update_step
 
 Progress = Callable[[str, int, int], None]
 """Told what is done, how much of it and of how much."""
@@ -80,18 +79,15 @@ def evaluate(
     *,
     share: float,
     foreign: ValidationSet | None,
-    harms: Sequence[Harm],
-    domains: Sequence[str],
     progress: Progress,
 ) -> Evaluation:
-    """Measure a loaded model on ``data``. Collective.
+    """Measure a loaded model on ``data``; all but its robustness. Collective.
 
     Args:
         share: of the samples that temperatures are fitted on and calibrated values are not reported for; 0: none.
         foreign: samples of another distribution.
-        harms, domains: of inputs and weights, and other corpora, to measure robustness; both may be empty.
     """
-    heads, notes = config.model.heads, [f"checkpoint skipped: {each}" for each in loaded.skipped]
+    heads, notes = config.model.heads, _notes(config, loaded)
     temperatures, held = None, None
     if share:
         held = _held(config, data, ranks, share)
@@ -113,9 +109,20 @@ def evaluate(
         calibration=calibration,
         overlap=topology_overlap(loaded.layers, heads, ranks),
         foreign=None if foreign is None else _foreign(config, loaded, foreign, ranks, progress),
-        robustness=robustness_of(config, loaded, ranks, harms, domains, progress) if harms or domains else None,
+        robustness=None,
         notes=notes,
     )
+
+
+def _notes(config: Config, loaded: Loaded) -> list[str]:
+    """What should be known of the checkpoint."""
+    notes = [f"checkpoint skipped: {each}" for each in loaded.skipped]
+    if config.model.sees_pictures and not loaded.norms and is_update_step(config, loaded.step):
+        notes.append(
+            f"step {loaded.step:,} ended with a topology update, so the running statistics of batch norms are older "
+            "than the topology; --norms 2048 measures them again"
+        )
+    return notes
 
 
 def _held(config: Config, data: ValidationSet, ranks: Ranks, share: float) -> Held:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-
-from torch import Tensor
 
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.validation import validation_pictures, validation_text
+from nt_pretrain.data.validation import validation_text
 from nt_pretrain.eval.corrupted_set import Corruptor
 from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.harms import Harm, harms_of
-from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.robustness import Robustness, Samples, measure_all
 from nt_pretrain.eval.text_noise import with_typing_errors
 from nt_pretrain.evaluation.load import Loaded
@@ -21,6 +18,7 @@ from nt_pretrain.evaluation.target import of_other_data
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.together import on_all
+from nt_pretrain.train.validation import picture_batches
 
 SEED = 0
 """Of all harms: two evaluations hit the same pixels, characters and weights."""
@@ -55,12 +53,8 @@ def robustness_of(
         DataError: on all ranks; a set cannot be read, or typing errors are wanted of shards that hold tokens.
     """
 
-    def measure(batches: Iterable[tuple[Tensor, Tensor]]) -> Measures:
-        enter = Inputs.of_pictures if config.model.sees_pictures else Inputs.of_text
-        return gather_measures(loaded.model, config, (enter(*batch) for batch in batches), ranks)
-
     return measure_all(
-        measure,
+        lambda batches: gather_measures(loaded.model, config, batches, ranks),
         partial(_samples, config, ranks),
         harms,
         model=loaded.model,
@@ -72,21 +66,14 @@ def robustness_of(
 
 def _samples(config: Config, ranks: Ranks, harm: Harm | None) -> Samples:
     """This rank's part of the set under a harm of its inputs."""
-    rank, world = ranks.data_rank, ranks.sizes.data
     if config.model.sees_pictures:
         change = None if harm is None else Corruptor(harm.name, harm.severity, SEED)
-        batches = iter(validation_pictures(config, rank=rank, world=world, change=change))
-        return Samples(_together(batches, ranks))
+        return Samples(picture_batches(config, ranks, change))
     disturb = None if harm is None else partial(_with_errors, harm.name, harm.amount[0])
     found = on_all(ranks, lambda: validation_text(config, disturb=disturb))
-    return Samples(list(found.batches(config, rank=rank, world=world)), found.characters)
+    batches = found.batches(config, rank=ranks.data_rank, world=ranks.sizes.data)
+    return Samples([Inputs.of_text(*batch) for batch in batches], found.characters)
 
 
 def _with_errors(kind: str, rate: float, text: str, name: str) -> str:
     return with_typing_errors(text, kind, rate, seed=SEED, sample=name)
-
-
-def _together(batches: Iterator[tuple[Tensor, Tensor]], ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of all ranks, each read on all or refused on all."""
-    while (batch := on_all(ranks, lambda: next(batches, None))) is not None:
-        yield batch

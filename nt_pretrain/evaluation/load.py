@@ -47,14 +47,11 @@ class Loaded:
     norms: int = 0
 
 
-def load(target: Target, config: Config, ranks: Ranks, *, average: bool = False) -> Loaded:
-    """The model of ``target``. Collective.
-
-    Args:
-        average: with the moving average of its weights (``train.ema_decay``) in their place.
+def find(target: Target, config: Config, ranks: Ranks) -> Found:
+    """The checkpoint of ``target``, its files checked; nothing is loaded. Collective.
 
     Raises:
-        CheckpointError: there is none, it is damaged, of another model than ``config``, or without an average.
+        CheckpointError: there is none, it is damaged, or of another model than ``config``.
         DataError: the tokenizer cannot be read.
     """
     found = _found(target, ranks)
@@ -63,6 +60,18 @@ def load(target: Target, config: Config, ranks: Ranks, *, average: bool = False)
     # The optimizer need not be the same: nothing of it is read.
     wanted = {key: value for key, value in identity(config, tokenizer).items() if key != "optimizer"}
     refuse_other_model(found, wanted)
+    return found
+
+
+def load(found: Found, config: Config, ranks: Ranks, *, average: bool = False) -> Loaded:
+    """The model of a checkpoint that :func:`find` has found. Collective.
+
+    Args:
+        average: with the moving average of its weights (``train.ema_decay``) in their place.
+
+    Raises:
+        CheckpointError: it cannot be read, or is without an average.
+    """
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
     try:

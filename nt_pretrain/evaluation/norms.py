@@ -24,8 +24,9 @@ from nt_pretrain.train.together import on_all
 
 def measure_norms_again(
     model: MultiHead, config: Config, ranks: Ranks, pictures: int, progress: Callable[[int, int], None]
-) -> None:
-    """Replace the running statistics by those of ``pictures`` training pictures, in batches of ``train.micro_batch``.
+) -> int:
+    """Replace the running statistics by those of ``pictures`` training pictures, or all there are, in whole batches of
+    ``train.micro_batch``.
 
     For weights that changed after the network saw its last batch: a topology updated at the last step, weights dropped,
     an average. The same bits on any number of ranks, since batches are merged in their order. Collective.
@@ -33,15 +34,18 @@ def measure_norms_again(
     Args:
         progress: told batches done, and of how many, of this rank.
 
+    Returns:
+        The number of pictures that were measured.
+
     Raises:
-        DataError: on all ranks, if a training picture cannot be read.
+        DataError: on all ranks, if a training picture cannot be read, or there are fewer than two.
     """
-    size, world = config.train.micro_batch, ranks.sizes.data
-    batches = iter(picture_sample(config, pictures, size=size, rank=ranks.data_rank, world=world))
+    sample = on_all(ranks, lambda: picture_sample(config, pictures, size=config.train.micro_batch))
+    batches = sample.read(rank=ranks.data_rank, world=ranks.sizes.data)
     found: dict[int, list[Moments]] = {}
     # Ranks gather weights together: one without pictures in the last round runs along with black ones.
-    black = torch.zeros(size, 3, config.data.picture_size, config.data.picture_size, dtype=torch.uint8)
-    rounds = -(-pictures // (size * world))
+    black = torch.zeros(sample.size, 3, config.data.picture_size, config.data.picture_size, dtype=torch.uint8)
+    rounds = -(-sample.batches // ranks.sizes.data)
     model.eval()
     for done in range(1, rounds + 1):
         batch = on_all(ranks, lambda: next(batches, None))
@@ -53,6 +57,7 @@ def measure_norms_again(
     whole = _merged(found, ranks)
     store_moments(dict(zip(norms_of(model), whole, strict=True)))
     reshard(model)
+    return sample.pictures
 
 
 def _forward(model: MultiHead, config: Config, ranks: Ranks, pixels: Tensor) -> None:

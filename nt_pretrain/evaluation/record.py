@@ -19,13 +19,14 @@ DEFINITIONS = 1
 """Version of the definitions in docs/EVALUATION.md; values of another version are not comparable."""
 
 
-def record_of(found: Evaluation) -> dict[str, Any]:
-    """Everything that was found, by the names of docs/EVALUATION.md."""
+def record_of(found: Evaluation, asked: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was found, by the names of docs/EVALUATION.md; and what was asked for."""
     config = found.config
     heads = config.model.heads
     values = values_of(found.whole)
     return {
         "definitions": DEFINITIONS,
+        "asked": asked,
         "run": config.run.name,
         "step": found.checkpoint.step,
         "weights": "average" if found.checkpoint.average else "last",

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.checkpoint.folders import folder_name
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
+from nt_pretrain.data.errors import DataError
 from nt_pretrain.eval.robustness_table import tables
-from nt_pretrain.evaluation.batches import validation_set
-from nt_pretrain.evaluation.evaluate import Evaluation, evaluate
-from nt_pretrain.evaluation.harmed import harms_named
-from nt_pretrain.evaluation.load import load
+from nt_pretrain.evaluation.asked import Options, asked_of
+from nt_pretrain.evaluation.batches import ValidationSet, validation_set
+from nt_pretrain.evaluation.evaluate import Evaluation, Progress, evaluate
+from nt_pretrain.evaluation.harmed import harms_named, robustness_of
+from nt_pretrain.evaluation.load import Loaded, find, load
 from nt_pretrain.evaluation.norms import measure_norms_again
+from nt_pretrain.evaluation.place import RECORD, free_folder, remove_figures
 from nt_pretrain.evaluation.record import record_of, to_text
 from nt_pretrain.evaluation.table import render
 from nt_pretrain.evaluation.target import Target, of_other_data
@@ -25,33 +30,9 @@ from nt_pretrain.observe.progress import shown_progress
 from nt_pretrain.observe.rundir import write_atomic
 from nt_pretrain.parallel.mesh import Ranks
 
-RECORD = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a command line asks for beside the checkpoint and its configuration.
-
-    Attributes:
-        out: folder of what is written; None: ``evaluation/step_N`` in the run's folder, with ``-average`` or the name
-            of other data than the run's behind it.
-        data: another prepared corpus than the run's, or None.
-        share: of the samples that temperatures are fitted on; 0: none are.
-        average: measure the moving average of the weights instead of these.
-        foreign: a prepared corpus whose samples are to be told from those of the run's, or None.
-        harms: names of harms with commas between, or "all"; None for none.
-        domains: prepared corpora to measure beside the run's own.
-        norms: training pictures on which running statistics of batch norms are measured again; 0: they stay.
-    """
-
-    out: Path | None
-    data: str | None
-    share: float
-    foreign: str | None
-    average: bool = False
-    harms: str | None = None
-    domains: tuple[str, ...] = ()
-    norms: int = 0
+WRITING = "cannot write the evaluation"
+UNFINISHED = "robustness was asked for and is not measured yet"
+"""Note of a record that is written before the hours that robustness may take."""
 
 
 def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Callable[[str], None]) -> Path:
@@ -66,46 +47,88 @@ def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Ca
     harms = harms_named(options.harms, config)
     if options.norms and not config.model.sees_pictures:
         raise ConfigErrors([f"--norms: {config.model.family} has no batch norms; leave it out"])
-    loaded = load(target, config, ranks, average=options.average)
-    data = validation_set(config, ranks)
-    foreign = None
+    asked = asked_of(target, config, options, harms)
+    checkpoint = find(target, config, ranks)
+    # Every set is opened before anything takes long.
+    data, foreign = validation_set(config, ranks), None
     if options.foreign is not None:
-        foreign = validation_set(of_other_data(config, options.foreign), ranks, foreign=True)
+        foreign = _other_set("--ood", options.foreign, config, ranks, foreign=True)
+    for domain in options.domains:
+        _other_set("--domain", domain, config, ranks)
+    loaded = load(checkpoint, config, ranks, average=options.average)
     with shown_progress() if ranks.rank == 0 else contextlib.nullcontext(_silent) as progress:
         if options.norms:
-            again = partial(progress, "norms")
-            measure_norms_again(loaded.model, config, ranks, options.norms, again)
-            loaded = replace(loaded, norms=options.norms)
-        found = evaluate(
-            config, loaded, data, ranks, share=options.share, foreign=foreign, harms=harms, domains=options.domains,
-            progress=progress,
-        )  # fmt: skip
-    return on_first(ranks.control, "cannot write the evaluation", lambda: _written(target, found, options, tell))
+            loaded = _with_norms(loaded, config, ranks, options.norms, progress)
+        found = evaluate(config, loaded, data, ranks, share=options.share, foreign=foreign, progress=progress)
+        wanted = harms or options.domains
+        first = replace(found, notes=[*found.notes, UNFINISHED]) if wanted else found
+        out = on_first(ranks.control, WRITING, lambda: _place(target, first, asked, options, tell))
+        if wanted:
+            robustness = robustness_of(config, loaded, ranks, harms, options.domains, progress)
+            found = replace(found, robustness=robustness)
+            on_first(ranks.control, WRITING, lambda: _write(out, record_of(found, asked)))
+    return on_first(ranks.control, "cannot show the evaluation", lambda: _show(found, asked, out, tell))
 
 
-def _written(target: Target, found: Evaluation, options: Options, tell: Callable[[str], None]) -> Path:
+def _other_set(option: str, path: str, config: Config, ranks: Ranks, *, foreign: bool = False) -> ValidationSet:
+    try:
+        return validation_set(of_other_data(config, path), ranks, foreign=foreign)
+    except DataError as error:
+        raise DataError(f"{option} {path}: {error}") from None
+
+
+def _with_norms(loaded: Loaded, config: Config, ranks: Ranks, pictures: int, progress: Progress) -> Loaded:
+    measured = measure_norms_again(loaded.model, config, ranks, pictures, partial(progress, "norms"))
+    return replace(loaded, norms=measured)
+
+
+def _place(
+    target: Target, found: Evaluation, asked: dict[str, Any], options: Options, tell: Callable[[str], None]
+) -> Path:
+    """Choose the folder and write the record into it, in the place of one that was asked for alike."""
     name = folder_name(found.checkpoint.step)
     name += "-average" if options.average else ""
     if options.data is not None:
         name += f"-{Path(options.data.rstrip('/')).name}"
-    out = options.out or target.rundir.evaluation / name
+    out, why = free_folder(target.rundir.evaluation / name, asked) if options.out is None else (options.out, "")
     out.mkdir(parents=True, exist_ok=True)
-    record = record_of(found)
+    _write(out, record_of(found, asked))
+    told = [why] if why else []
+    told += [f"an older figure stays: {problem}" for problem in remove_figures(out)]
+    for line in told:
+        tell(line)
+    return out
+
+
+def _write(out: Path, record: dict[str, Any]) -> Path:
     write_atomic(out / RECORD, to_text(record))
-    tell(render(record, [] if found.robustness is None else tables(found.robustness)))
+    return out
+
+
+def _show(found: Evaluation, asked: dict[str, Any], out: Path, tell: Callable[[str], None]) -> Path:
+    more = [] if found.robustness is None else tables(found.robustness)
+    tell(render(record_of(found, asked), more, bold=sys.stdout.isatty()))
     tell(f"all values: {out / RECORD}")
+    tell(_figures(found, out))
+    return out
+
+
+def _figures(found: Evaluation, out: Path) -> str:
+    """Draw the figures; what to tell of them. Whatever goes wrong with them costs nothing else."""
+    if found.whole.classification.counts[1] or not found.whole.classification.counts[0]:
+        return "no figures: there is no sample whose outputs are numbers"
     try:
         from nt_pretrain.evaluation.draw import draw_all  # needs matplotlib, which training machines may lack
-    except ModuleNotFoundError as error:
-        tell(
-            f"no figures: {error.name} is not installed; it comes with: pip install -c constraints.txt -e '.[report]'"
-        )  # fmt: skip
-    else:
-        if found.whole.classification.counts[1] or not found.whole.classification.counts[0]:
-            tell("no figures: there is no sample whose outputs are numbers")
-        else:
-            tell(f"figures in {out}: {', '.join(path.name for path in draw_all(found, out))}")
-    return out
+
+        return f"figures in {out}: {', '.join(path.name for path in draw_all(found, out))}"
+    except Exception as error:
+        remove_figures(out)  # some may be drawn, one by half
+        if isinstance(error, ModuleNotFoundError):
+            return (
+                f"no figures: {error.name} is not installed; it comes with: "
+                "pip install -c constraints.txt -e '.[report]'"
+            )
+        return f"no figures: {type(error).__name__}: {error}"
 
 
 def _silent(what: str, done: int, total: int) -> None:

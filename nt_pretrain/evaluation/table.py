@@ -24,6 +24,8 @@ COLUMNS = {
     "ece_classwise": "ECE class ↓",
     "aurc": "AURC ↓",
 }
+WIDTH = 160
+"""No table is wider; narrower terminals wrap a line rather than lose columns."""
 HEADLINE = {"probability": "ensemble", "logit": "ensemble_logit"}
 """The member that ``eval.ensemble`` puts first."""
 DIVERSITY = {
@@ -43,18 +45,19 @@ GAIN = {
 }
 
 
-def render(record: dict[str, Any], more: Sequence[Table] = ()) -> str:
+def render(record: dict[str, Any], more: Sequence[Table] = (), *, bold: bool = False) -> str:
     """The table and what stands below it, from a :func:`nt_pretrain.evaluation.record.record_of`.
 
     Args:
         more: tables of robustness.
+        bold: for a terminal: the headlined ensemble in bold, titles in italics.
     """
     parts: list[Any] = [_heading(record), _quality(record)]
     parts += [_pairs(record)] if record["heads"] > 1 else []
     parts += [_foreign(record)] if record["foreign"] is not None else []
     parts += more
     parts += [Text(f"note: {note}") for note in record["notes"]]
-    console = Console(width=160, color_system=None, highlight=False)
+    console = Console(width=WIDTH, force_terminal=bold, color_system="standard" if bold else None, highlight=False)
     with console.capture() as capture:
         console.print(Group(*parts))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -32,29 +32,6 @@ class Moments:
         return Moments(count, self.mean + away * (other.count / count), squares)
 
 
-def reestimate_statistics(
-    modules: Iterable[nn.Module], forward: Callable[[Tensor], object], batches: Iterable[Tensor]
-) -> int:
-    """Replace the running statistics of the batch norms inside ``modules`` by those of ``batches``.
-
-    :func:`measured_moments` and :func:`store_moments` in one call; arguments and errors are theirs. Several ranks call
-    these themselves and merge what they measured in between.
-
-    Returns:
-        The number of pictures measured.
-    """
-    pictures = 0
-
-    def counted() -> Iterable[Tensor]:
-        nonlocal pictures
-        for batch in batches:
-            pictures += len(batch)
-            yield batch
-
-    store_moments(measured_moments(modules, forward, counted()))
-    return pictures
-
-
 def measured_moments(
     modules: Iterable[nn.Module], forward: Callable[[Tensor], object], batches: Iterable[Tensor]
 ) -> dict[nn.BatchNorm2d, Moments]:

@@ -11,9 +11,11 @@ a CPU.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -157,7 +159,9 @@ class VisionHead(nn.Module):
             x = block(x)
         if self.norm is not None:
             x = F.relu(self.norm(x), inplace=True)
-        logits_BV = self.output(x.mean(dim=(2, 3)))
+        # Not in bf16, also inside autocast: logits rounded to 8 bits tie, and their loss is rounded like them.
+        with _without_autocast(x.device.type):
+            logits_BV = self.output(x.to(statistics_dtype(x)).mean(dim=(2, 3)))
         return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
 
     def loss_sum(self, logits_BV: Tensor, targets_B: Tensor) -> Tensor:
@@ -166,6 +170,12 @@ class VisionHead(nn.Module):
             logits_BV.to(statistics_dtype(logits_BV)), targets_B, ignore_index=IGNORED, reduction="sum",
             label_smoothing=self.label_smoothing,
         )  # fmt: skip
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()  # the meta device
 
 
 def build_vision(model: VisionModel, heads: range | None = None) -> MultiHead:

@@ -1,6 +1,7 @@
 """Batch norms on several ranks: whose micro-batch normalises, and running statistics that all ranks share.
 
-By default a norm normalises with the micro-batch of its own rank. Its running statistics are then averaged over ranks
+By default a norm normalises with the micro-batch of its own rank; one of a head under head parallelism with those of
+all ranks of its head group, which the head is given together. Its running statistics are then averaged over ranks
 after each step, so that they are the same everywhere and a checkpoint holds one of each. Synchronised
 (``parallel.batch_norm: all``), it normalises with the micro-batches of all ranks together and sees the same everywhere.
 """
@@ -44,8 +45,7 @@ def average_statistics(module: nn.Module, group: dist.ProcessGroup) -> None:
     if world == 1 or not buffers:
         return
     total = summed(torch.cat(buffers), group).div_(world)
-    for buffer, part in zip(buffers, total.split([len(each) for each in buffers]), strict=True):
-        buffer.copy_(part)
+    torch._foreach_copy_(buffers, total.split([len(each) for each in buffers]))
 
 
 @contextmanager
@@ -70,31 +70,28 @@ def synchronise(module: nn.Module, group: dist.ProcessGroup) -> None:
 def _synchronised(norm: nn.BatchNorm2d, group: dist.ProcessGroup, x_BCYX: Tensor) -> Tensor:
     if not norm.training or width(group) == 1:
         return nn.BatchNorm2d.forward(norm, x_BCYX)
-    mean, variance, count = _moments(x_BCYX, group)
+    # Micro-batches are equally large on all ranks, so nothing has to be asked, or waited for, to know this.
+    count = x_BCYX.numel() // x_BCYX.shape[1] * width(group)
+    mean, variance = _moments(x_BCYX, group)
     if norm.track_running_stats:
         assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        unbiased = variance * (count / max(1.0, count - 1.0))
+        unbiased = variance * (count / max(1, count - 1))
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
     return _Normalise.apply(x_BCYX, norm.weight, norm.bias, mean, variance, norm.eps, count, group)
 
 
 @torch.no_grad()
-def _moments(x_BCYX: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, float]:
-    """Mean and variance of each channel [C] over all ranks, and the number of values.
+def _moments(x_BCYX: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel [C] over all ranks.
 
-    From the ranks' own means and squared distances (Chan, Golub and LeVeque 1979), not from sums of squares, which
-    cancel.
+    From the ranks' own means and variances, not from sums of squares, which cancel.
     """
     wide = statistics_dtype(x_BCYX)
-    count = x_BCYX.numel() / x_BCYX.shape[1]
     variance, mean = torch.var_mean(x_BCYX.to(wide), dim=(0, 2, 3), correction=0)
-    own = torch.stack([mean, variance * count, torch.full_like(mean, count)])
-    means, squares, counts = gathered(own[None], 0, group).unbind(1)
-    total = counts.sum(0)
-    mean = (means * counts).sum(0) / total
-    squares = squares.sum(0) + (counts * (means - mean).square()).sum(0)
-    return mean, squares / total, float(total[0])
+    means, variances = gathered(torch.stack([mean, variance])[None], 0, group).unbind(1)
+    mean = means.mean(0)
+    return mean, variances.mean(0) + (means - mean).square().mean(0)
 
 
 class _Normalise(torch.autograd.Function):
@@ -102,7 +99,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, count: float,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, count: int,
         group: dist.ProcessGroup,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())

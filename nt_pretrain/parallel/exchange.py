@@ -33,6 +33,8 @@ def gathered(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
     world = width(group)
     if world == 1:
         return x
+    if _is_channels_last(x, dim):
+        return gathered(x.permute(0, 2, 3, 1), 0, group).permute(0, 3, 1, 2)
     first = x.movedim(dim, 0).contiguous()
     whole = first.new_empty(world * first.shape[0], *first.shape[1:])
     assert group is not None
@@ -45,11 +47,18 @@ def scattered_sum(x: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tenso
     world = width(group)
     if world == 1:
         return x
+    if _is_channels_last(x, dim):
+        return scattered_sum(x.permute(0, 2, 3, 1), 0, group).permute(0, 3, 1, 2)
     first = x.movedim(dim, 0).contiguous()
     own = first.new_empty(first.shape[0] // world, *first.shape[1:])
     assert group is not None
     group._reduce_scatter_base(own, first, dist.ReduceScatterOptions()).wait()
     return own.movedim(0, dim).contiguous()
+
+
+def _is_channels_last(x: Tensor, dim: int) -> bool:
+    """Whether ``x`` is maps [B, C, Y, X] that lie in memory as [B, Y, X, C], and shall go on doing so."""
+    return x.ndim == 4 and dim == 0 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def width(group: dist.ProcessGroup | None) -> int:

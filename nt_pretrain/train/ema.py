@@ -10,15 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nt_pretrain.parallel.shard import reshard
-
-if TYPE_CHECKING:
-    from nt_pretrain.train.state import TrainState
 
 
 @dataclass
@@ -69,19 +65,18 @@ class Average:
 
 
 @contextmanager
-def swapped(state: TrainState) -> Iterator[None]:
-    """The model computes with the averages of its weights, which must exist; afterwards with the weights again.
+def swapped(average: Average, model: nn.Module) -> Iterator[None]:
+    """The model computes with the averages of its weights; afterwards with the weights again.
 
     Nothing may be trained or saved meanwhile.
     """
-    assert state.average is not None
     # What was gathered of the weights, or then of the averages, must not be used for the other.
-    reshard(state.model)
-    with state.average.swapped():
+    reshard(model)
+    with average.swapped():
         try:
             yield
         finally:
-            reshard(state.model)
+            reshard(model)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.observe.exitcodes import ExitCode, report_failure
 from nt_pretrain.observe.first_cause import first_cause
+from nt_pretrain.parallel.mesh import rank_of_launcher
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train.topology import TopologyError
 
@@ -41,6 +43,14 @@ _KNOWN: dict[type[Exception], tuple[ExitCode, str]] = {
 }
 _TIMED_OUT = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+def fail(code: int, message: str, *, on_every_rank: bool = False) -> int:
+    """Say what ends a command; returns the exit code. What is wrong on all ranks alike is printed by rank 0 only."""
+    report_failure(message)
+    if on_every_rank or rank_of_launcher() == 0:
+        print(message, file=sys.stderr)
+    return code
 
 
 def exit_code_of(error: Exception) -> int:

@@ -53,21 +53,23 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
     Raises:
         CheckpointError: it is another model's or tokenizer's; with every difference.
     """
-    if not all(isinstance(found.identity.get(key), type(value)) for key, value in wanted.items()):
+    # Checkpoints of versions that knew AdamW only do not name it.
+    identity = {"optimizer": {"algorithm": "adamw"}} | found.identity
+    if not all(isinstance(identity.get(key), type(value)) for key, value in wanted.items()):
         raise CheckpointError(
             f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "
             f"this version needs {sorted(wanted)}. Start a new run with another run.name, or go on with that version"
         )
     differences = [
-        f"  {section}.{key}: checkpoint {found.identity[section].get(key)!r}, this run {value!r}"
+        f"  {section}.{key}: checkpoint {identity[section].get(key)!r}, this run {value!r}"
         for section, here in wanted.items()
         if isinstance(here, dict)
         for key, value in here.items()
-        if found.identity[section].get(key) != value
+        if identity[section].get(key) != value
     ]
     for key in ("tokenizer", "weights"):
-        if found.identity[key] != wanted[key]:
-            differences.append(f"  {key}: checkpoint {found.identity[key]}, this run {wanted[key]}")
+        if identity[key] != wanted[key]:
+            differences.append(f"  {key}: checkpoint {identity[key]}, this run {wanted[key]}")
     if differences:
         raise CheckpointError(
             f"{found.path} belongs to another model:\n" + "\n".join(differences) + "\n"

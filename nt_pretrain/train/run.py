@@ -95,7 +95,7 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
     watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
     with contextlib.closing(observer), contextlib.closing(checkpoints), contextlib.closing(watchdog):
         try:
-            validation = Validation(config, state, ranks, rundir)
+            validation = Validation(config, state, ranks, rundir, lambda words: observer.warned(state.step, words))
             loader = on_all(ranks, lambda: _loader(config, ranks, position))
             if loader.changes:
                 observer.warned(state.step, "data.allow_change: going on although " + "; ".join(loader.changes))

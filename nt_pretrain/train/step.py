@@ -88,12 +88,19 @@ def accumulate_gradients(model: MultiHead, config: Config, batch: Inputs, ranks:
     for first in range(0, batch.samples, size):
         set_last_micro_batch(model, first + size >= batch.samples)
         sums += micro_batch_backward(model, config, batch.part(first, size), scale, ranks.head_group)
-    if config.parallel.batch_norm == "rank":
-        for root in roots(model):
-            average_statistics(root, ranks.everyone if root is model.trunk else ranks.same_heads_group)
+    if config.parallel.batch_norm == "rank" and config.model.sees_pictures:
+        _average_statistics(model, ranks)
     sums = sums.cpu() * ranks.counts
     dist.all_reduce(sums, group=ranks.control)
     return Losses(sums, int(count))
+
+
+def _average_statistics(model: MultiHead, ranks: Ranks) -> None:
+    if ranks.sizes.head == 1:
+        average_statistics(model, ranks.everyone)  # in one message
+        return
+    for root in roots(model):
+        average_statistics(root, ranks.everyone if root is model.trunk else ranks.same_heads_group)
 
 
 def gradient_norm(

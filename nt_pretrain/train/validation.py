@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.validation import unigram_counts, validation_batches, validation_pictures
+from nt_pretrain.data.validation import Change, unigram_counts, validation_batches, validation_pictures
+from nt_pretrain.eval.calibration import CLASSWISE
 from nt_pretrain.eval.diversity import disagreement_matrix
 from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.measure import Measures
@@ -33,10 +34,16 @@ class Validated(NamedTuple):
 
 
 class Validation:
-    """Measures heads and ensemble; of text also the unigram level they are held against."""
+    """Measures heads and ensemble; of text also the unigram level they are held against.
 
-    def __init__(self, config: Config, state: TrainState, ranks: Ranks, rundir: RunDir) -> None:
-        self._config, self._state, self._ranks, self._rundir = config, state, ranks, rundir
+    Args:
+        warn: told why there are no figures, on rank 0.
+    """
+
+    def __init__(
+        self, config: Config, state: TrainState, ranks: Ranks, rundir: RunDir, warn: Callable[[str], None]
+    ) -> None:
+        self._config, self._state, self._ranks, self._rundir, self._warn = config, state, ranks, rundir, warn
         self._unigram: float | None = None
         if config.eval.unigram_tokens and not config.model.sees_pictures:
             counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
@@ -51,7 +58,7 @@ class Validation:
         values, measures = self._measured()
         found = Validated(values, self._figures(measures) if measures is not None else {})
         if self._state.average is not None:
-            with swapped(self._state):
+            with swapped(self._state.average, self._state.model):
                 averaged, _ = self._measured()
             found.values.update({key.replace("/", "_ema/", 1): value for key, value in averaged.items()})
         return found
@@ -60,8 +67,7 @@ class Validation:
         """Of the weights as they are: readings, and all measures where they are taken."""
         config, ranks, model = self._config, self._ranks, self._state.model
         if config.model.sees_pictures:
-            # With some thousands of classes the sums would be large, and say little.
-            classwise = config.model.classes if config.model.classes <= 1000 else 0
+            classwise = config.model.classes if config.model.classes <= CLASSWISE else 0
             measures = gather_measures(model, config, picture_batches(config, ranks), ranks, classwise=classwise)
             return readings_of(measures, with_losses=True), measures
         values = validate(model, config, text_batches(config, ranks), ranks)
@@ -77,9 +83,15 @@ class Validation:
         """Drawn on rank 0 into the run directory, the newest only; TensorBoard keeps them all."""
         if self._ranks.rank or not self._config.eval.figures or not importlib.util.find_spec("matplotlib"):
             return {}
+        try:
+            return self._drawn(measures, self._rundir.path / "figures")
+        except Exception as error:  # a full disk, a matplotlib that does not fit numpy: costs the figures, not the run
+            self._warn(f"no figures of this validation: {type(error).__name__}: {error}")
+            return {}
+
+    def _drawn(self, measures: Measures, folder: Path) -> dict[str, Path]:
         from nt_pretrain.eval.figures import draw_pairs, draw_reliability, draw_risk_coverage
 
-        folder = self._rundir.path / "figures"
         folder.mkdir(exist_ok=True)
         drawn = {
             "reliability": draw_reliability(measures.classification, folder / "reliability.png"),
@@ -99,8 +111,8 @@ def text_batches(config: Config, ranks: Ranks) -> Iterator[Inputs]:
         yield Inputs.of_text(tokens, documents)
 
 
-def picture_batches(config: Config, ranks: Ranks) -> Iterator[Inputs]:
-    """Validation pictures of this rank, read as they are needed. Every batch is collective."""
-    batches = iter(validation_pictures(config, rank=ranks.data_rank, world=ranks.sizes.data))
+def picture_batches(config: Config, ranks: Ranks, change: Change | None = None) -> Iterator[Inputs]:
+    """Validation pictures of this rank, changed by ``change``, read as they are needed. Every batch is collective."""
+    batches = iter(validation_pictures(config, rank=ranks.data_rank, world=ranks.sizes.data, change=change))
     while (batch := on_all(ranks, lambda: next(batches, None))) is not None:
         yield Inputs.of_pictures(*batch)

@@ -137,3 +137,21 @@ def test_tables_that_do_not_fit_are_refused():
     logits, labels = made(10, 4)
     with pytest.raises(ValueError, match="logits of 3 heads"):
         Measures.zeros(2).add(logits, labels)
+
+
+@pytest.mark.parametrize("heads", [2, 3, 5])
+def test_ensembles_that_tie_choose_the_lowest_class_in_every_order_of_heads(heads: int) -> None:
+    """Heads that are cyclic permutations of one another: every class of the cycle has the same mean probability."""
+    generator = torch.Generator().manual_seed(heads)
+    cycle = torch.randn(500, heads, generator=generator)
+    rest = torch.full((500, 4), -5.0)
+    logits = torch.stack([torch.cat([cycle.roll(k, 1), rest], 1) for k in range(heads)])
+    found = []
+    for order in (list(range(heads)), list(reversed(range(heads)))):
+        sums = Measures.zeros(heads)
+        sums.add(logits[order], torch.zeros(500, dtype=torch.int64))
+        values = values_of(sums)
+        assert values["ensemble"]["accuracy"] == 1.0 and values["ensemble_logit"]["accuracy"] == 1.0
+        assert quality_by_heads(sums)[-1]["accuracy"] == values["ensemble"]["accuracy"]
+        found.append([row["accuracy"] for row in quality_by_heads(sums)])
+    assert found[0] == pytest.approx(found[1], abs=1e-12) and found[0][0] < 1.0

@@ -15,7 +15,8 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from nt_pretrain.eval.corrupted_set import corrupted_batches, numbered
+from nt_pretrain.eval.corrupted_set import Corruptor
+from nt_pretrain.eval.corruptions import corrupted
 from nt_pretrain.eval.harms import Harm, Kind, harms_of
 from nt_pretrain.eval.measure import Measures, values_of
 from nt_pretrain.eval.robustness import Robustness, Samples, Values, means, measure_all, with_characters
@@ -47,8 +48,10 @@ def pictures() -> tuple[Tensor, Tensor]:
     return pixels, Small()(pixels).mean(0).argmax(-1)
 
 
-def dealt(size: int, rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
+def dealt(size: int, rank: int, world: int, change: Corruptor | None = None) -> list[tuple[Tensor, Tensor]]:
     pixels, labels = pictures()
+    if change is not None:
+        pixels = torch.stack([change(picture, number) for number, picture in enumerate(pixels)])
     found = []
     for first in range(rank * size, -(-COUNT // (world * size)) * world * size, world * size):
         batch, marks = torch.zeros(size, 3, 8, 8, dtype=torch.uint8), torch.full((size,), -100)
@@ -71,12 +74,8 @@ def measured(model: Small, size: int, world: int, harms: list[Harm] = SOME, **op
     def samples(harm: Harm | None) -> Samples:
         def batches() -> Iterable[tuple[Tensor, Tensor]]:
             for rank in range(world):
-                mine = dealt(size, rank, world)
-                if harm is None:
-                    yield from mine
-                else:
-                    places = numbered(mine, rank=rank, world=world)
-                    yield from corrupted_batches(places, harm.name, harm.severity, seed=SEED)
+                change = None if harm is None else Corruptor(harm.name, harm.severity, SEED)
+                yield from dealt(size, rank, world, change)
 
         return Samples(batches())
 
@@ -109,8 +108,8 @@ def test_each_harm_is_measured_as_it_says() -> None:
         dropped.add(model(pixels).detach(), labels)
     assert found.of("weights")["weight_dropout"][1][1] == values_of(dropped) != found.clean
     noisy = Measures.zeros(HEADS)
-    ((changed, _),) = corrupted_batches([(pixels, labels, 0)], "contrast", 5, seed=SEED)
-    noisy.add(model(changed).detach(), labels)
+    changed = [corrupted(picture, "contrast", 5, seed=SEED, sample=number) for number, picture in enumerate(pixels)]
+    noisy.add(model(torch.stack(changed)).detach(), labels)
     assert found.of("corruption")["contrast"][1][1] == values_of(noisy) != found.clean
     assert len(found.lost_heads) == HEADS
 

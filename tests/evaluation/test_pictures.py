@@ -10,17 +10,20 @@ import pytest
 import torch
 
 from nt_pretrain.data.picture_sample import picture_sample
-from nt_pretrain.evaluation.load import load
+from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.load import find, load
 from nt_pretrain.evaluation.norms import measure_norms_again
+from nt_pretrain.evaluation.run import UNFINISHED, run
 from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.mesh import connect
-from tests.conftest import command
+from tests.conftest import Corpus, command
+from tests.data.damage import flip
 from tests.data.photos import jpeg
 from tests.evaluation.test_run import evaluate_rank, launch
-from tests.gloo import run_ranks
+from tests.gloo import RanksFailed, run_ranks
 from tests.train import launches
 
 pytestmark = pytest.mark.timeout(300)
@@ -83,6 +86,8 @@ def test_pictures_on_one_rank_and_on_two(trained: Path, tmp_path: Path) -> None:
 def test_all_values_are_those_of_the_runs_own_validation(trained: Path) -> None:
     done = launch(str(trained), "--calibrate", "0", "run.threads_per_rank=1")
     assert done.returncode == 0, done.stderr
+    # Step 4 is one of every second that end with a topology update.
+    assert "note: step 4 ended with a topology update" in done.stdout and "--norms 2048" in done.stdout
     found = json.loads((trained / "evaluation" / "step_00000004" / "evaluation.json").read_text())
     (own,) = [line for line in read_lines(RunDir(trained).metrics) if "validation/loss_ensemble" in line]
     for member, values in found["members"].items():
@@ -91,41 +96,100 @@ def test_all_values_are_those_of_the_runs_own_validation(trained: Path) -> None:
             assert own[f"validation/{name}_{member}"] == values[name], (member, name)
 
 
+def test_sets_that_do_not_fit_are_refused_before_anything_is_measured(trained: Path, tmp_path: Path) -> None:
+    two, three = prepared(tmp_path / "two", 2, 1000), prepared(tmp_path / "three", 3, 2000)
+    out = tmp_path / "out"
+    asked = ["--calibrate", "0", "--out", str(out)]
+    done = launch(str(trained), "--domain", str(three), "--domain", str(two), *asked)
+    assert done.returncode == 3, done.stderr
+    assert f"--domain {two}: " in done.stderr and "has 2 classes, model.classes is 3" in done.stderr
+    assert "Traceback" not in done.stderr and not out.exists()
+    done = launch(str(trained), "--domain", str(tmp_path / "nothing"), *asked)
+    assert done.returncode == 3 and str(tmp_path / "nothing") in done.stderr and not out.exists()
+    done = launch(str(trained), "--domain", str(three), *asked)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["robustness"]["domains"][str(three)]["ensemble"]["nll"] > 0.0
+    assert found["asked"]["domains"] == [str(three)] and UNFINISHED not in found["notes"]
+
+
+def damaged_rank(rank: int, world: int, words: str, out: str, domain: str) -> None:
+    target = target_of(words)
+    config = config_of(target, ["run.threads_per_rank=1"], data=None, samples=0)
+    options = Options(Path(out), None, 0.0, None, domains=(domain,))
+
+    def tell(line: str) -> None:
+        raise AssertionError(line)
+
+    run(target, config, options, connect(config), tell)
+
+
+def test_the_main_measures_are_written_before_robustness(trained: Path, tmp_path: Path) -> None:
+    domain = prepared(tmp_path / "other", 3, 3000)
+    (shard,) = (domain / "validation").glob("*.tar")
+    flip(shard, 2)  # opening does not show it
+    with pytest.raises(RanksFailed, match="is damaged"):
+        run_ranks(damaged_rank, 1, str(trained), str(tmp_path / "out"), str(domain))
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["robustness"] is None and found["notes"][-1] == UNFINISHED
+    assert found["members"]["ensemble"]["nll"] > 0.0
+
+
+def test_text_is_not_told_from_pictures(trained: Path, corpus: Corpus) -> None:
+    done = launch(str(trained), "--ood", str(corpus.data))
+    assert done.returncode == 3, done.stderr
+    assert f"--ood {corpus.data}: " in done.stderr and "holds text, and resnet20 is trained on pictures" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_harms_of_text_are_refused(trained: Path) -> None:
     done = launch(str(trained), "--robustness", "swap")
     assert done.returncode == 2, done.stderr
     assert "it is for text, and these data are pictures" in done.stderr and "Traceback" not in done.stderr
 
 
-def norms_rank(rank: int, world: int, words: str) -> dict[str, Any]:
+def norms_rank(rank: int, world: int, words: str, asked: int) -> dict[str, Any]:
     target = target_of(words)
     config = config_of(target, ["run.threads_per_rank=1"], data=None, samples=0)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 3})})
     ranks = connect(config)
-    model = load(target, config, ranks).model
+    model = load(find(target, config, ranks), config, ranks).model
     before = {name: each.clone() for name, each in statistics_of(model).items()}
     told: list[tuple[int, int]] = []
-    # 40 training pictures in batches of 4: all of them, and one round more than there are batches for three ranks.
-    measure_norms_again(model, config, ranks, 40, lambda done, total: told.append((done, total)))
-    assert told[-1] == (-(-10 // world), -(-10 // world))
+    # 40 training pictures in batches of 3, the last of which would hold one: 13 whole ones, or one of both pictures.
+    measured = measure_norms_again(model, config, ranks, asked, lambda done, total: told.append((done, total)))
+    assert measured == min(asked, 39)
+    rounds = -(-max(1, measured // 3) // world)
+    assert told == [(done, rounds) for done in range(1, rounds + 1)]
     after = {name: each.clone() for name, each in statistics_of(model).items()}
     assert all((after[name] != before[name]).any() for name in after)
-    stem = [pixels for _, pixels in picture_sample(config, 40, size=4, rank=0, world=1)]
+    sample = picture_sample(config, asked, size=3)
+    stem = [pixels for _, pixels in sample.read(rank=0, world=1)]
     return {"after": after, "pixels": torch.cat(stem)}
 
 
 def test_running_statistics_measured_again_are_the_same_on_any_ranks(trained: Path) -> None:
-    (alone,) = run_ranks(norms_rank, 1, str(trained))
-    assert len(alone["pixels"]) == 40 and len({picture.numpy().tobytes() for picture in alone["pixels"]}) == 40
+    (alone,) = run_ranks(norms_rank, 1, str(trained), 1000)
+    assert len(alone["pixels"]) == 39 and len({picture.numpy().tobytes() for picture in alone["pixels"]}) == 39
     for world in (2, 3):
-        for found in run_ranks(norms_rank, world, str(trained)):
+        for found in run_ranks(norms_rank, world, str(trained), 1000):
             assert all(torch.equal(found["after"][name], each) for name, each in alone["after"].items()), world
 
 
+def test_fewer_pictures_than_a_batch_are_one_batch(trained: Path) -> None:
+    (found,) = run_ranks(norms_rank, 1, str(trained), 2)
+    assert len(found["pixels"]) == 2
+    one = launch(str(trained), "--norms", "1", "--calibrate", "0")
+    assert one.returncode == 3, one.stderr
+    assert "measured on 2 pictures at least" in one.stderr and "Traceback" not in one.stderr
+
+
 def test_an_evaluation_with_norms_measured_again_says_so(trained: Path, tmp_path: Path) -> None:
-    done = launch(str(trained), "--norms", "16", "--calibrate", "0", "--out", str(tmp_path))
+    done = launch(str(trained), "--norms", "2048", "--calibrate", "0", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "running statistics measured again on 16 training pictures" in done.stdout
+    assert "running statistics measured again on 40 training pictures" in done.stdout
+    assert "older than the topology" not in done.stdout
     again = json.loads((tmp_path / "evaluation.json").read_text())
     (own,) = [line for line in read_lines(RunDir(trained).metrics) if "validation/loss_ensemble" in line]
-    assert again["norms_measured_on"] == 16
+    assert again["norms_measured_on"] == 40 and again["asked"]["norms"] == 2048
     assert again["members"]["ensemble"]["nll"] != own["validation/loss_ensemble"]

@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from nt_pretrain.checkpoint.load import load_tensors
-from nt_pretrain.evaluation.load import load
-from nt_pretrain.evaluation.run import Options, run
+from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.load import find, load
+from nt_pretrain.evaluation.run import run
 from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import connect
 from tests.conftest import Corpus, command
+from tests.data.photos import jpeg
 from tests.gloo import run_ranks
 from tests.train import launches
 
@@ -55,9 +57,10 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "backwards"
 
 
-def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """``python launch/evaluate.py ARGUMENTS``, without torchrun."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def launch(*arguments: str, cwd: Path = ROOT, search: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``python launch/evaluate.py ARGUMENTS``, without torchrun; modules of ``search`` come before all others."""
+    places = [str(ROOT)] if search is None else [str(search), str(ROOT)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.run(
         [sys.executable, str(ROOT / "launch" / "evaluate.py"), *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False,
@@ -145,6 +148,44 @@ def test_an_older_checkpoint_and_other_data(trained: Path, other: Path) -> None:
     assert found["step"] == 5 and found["data"]["locations"] == [f"{other}/validation"]
 
 
+def test_another_evaluation_is_not_written_over(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("evaluation"))
+    folder = copy / "evaluation" / "step_00000010"
+    first = launch(str(copy), "--samples", "4")
+    assert first.returncode == 0, first.stderr
+    kept = (folder / "evaluation.json").read_bytes()
+    assert (folder / "reliability_calibrated.png").is_file()
+    (folder / "robustness.png").write_bytes(b"of an older program")
+    second = launch(str(copy), "--samples", "4", "--calibrate", "0")
+    assert second.returncode == 0, second.stderr
+    assert "share 0.2, now 0.0" in second.stdout and f"this one: {folder}-2" in second.stdout
+    assert (folder / "evaluation.json").read_bytes() == kept and (folder / "robustness.png").exists()
+    assert json.loads(Path(f"{folder}-2", "evaluation.json").read_text())["calibration"] is None
+    # Asked for alike, though of other ranks and batches: it takes the place of the first, without matplotlib too.
+    (tmp_path / "broken" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "broken" / "matplotlib" / "__init__.py").write_text("raise RuntimeError('built for another numpy')")
+    again = launch(str(copy), "--samples", "4", "eval.micro_batch=3", search=tmp_path / "broken")
+    assert again.returncode == 0, again.stderr
+    assert "no figures: RuntimeError: built for another numpy" in again.stdout
+    assert not list(folder.glob("*.png")) and not Path(f"{folder}-3").exists()
+    assert json.loads((folder / "evaluation.json").read_text())["asked"]["samples"] == 4
+
+
+def test_pictures_are_not_told_from_text(trained: Path, tmp_path: Path) -> None:
+    for number in range(16):
+        (tmp_path / "train" / "kind").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / "kind" / f"{number}.jpg").write_bytes(jpeg(20, 20, number))
+    out = tmp_path / "pictures"
+    share = ["--validation-share", "0.5"]
+    command("launch/prepare.py", "images", str(tmp_path / "train"), "--out", str(out), "--name", "few", *share)
+    for option in ("--ood", "--domain"):
+        done = launch(str(trained), option, str(out))
+        assert done.returncode == 3, done.stderr
+        assert f"{option} {out}: " in done.stderr and "holds pictures, and this model is trained on text" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_damaged_checkpoint(trained: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
@@ -188,7 +229,8 @@ def test_no_weights_but_those_that_were_saved(trained: Path, average: bool) -> N
 def _loaded(rank: int, world: int, words: str, average: bool) -> None:
     target = target_of(words)
     config = config_of(target, ["run.seed=77"], data=None, samples=0)  # other initial values
-    loaded = load(target, config, connect(config), average=average)
+    ranks = connect(config)
+    loaded = load(find(target, config, ranks), config, ranks, average=average)
     kind = "ema" if average else "model"
     names = dict(loaded.model.named_parameters())
     saved = {f"{kind}.{name}": torch.empty(parameter.shape) for name, parameter in names.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def made(heads: int = 3, *, broken: bool = False, pictures: bool = True) -> Eval
 
 def test_everything_stands_in_the_record() -> None:
     found = made()
-    record = json.loads(to_text(record_of(found)))
+    record = json.loads(to_text(record_of(found, {})))
     expected = values_of(found.whole)
     assert record["set"] == expected.pop("set")
     assert record["members"] == expected
@@ -70,7 +71,7 @@ def rows(text: str, name: str) -> list[list[str]]:
 
 
 def test_the_table_shows_members_raw_and_calibrated() -> None:
-    record = record_of(made())
+    record = record_of(made(), {})
     text = render(record)
     assert text.splitlines()[0] == "run, step 1,234: 60 pictures of data/near/validation"
     for title in ("raw, all 60 pictures", "raw, the 40 that fit no temperature", "calibrated, the same 40"):
@@ -89,13 +90,13 @@ def test_the_table_shows_members_raw_and_calibrated() -> None:
 
 
 def test_text_has_perplexity_and_one_head_no_pairs() -> None:
-    text = render(record_of(made(1, pictures=False)))
+    text = render(record_of(made(1, pictures=False), {}))
     assert "ppl ↓" in text and "ECE class ↓" not in text
     assert "diversity" not in text and "Jaccard" not in text
 
 
 def test_broken_outputs_are_told_and_the_json_stays_strict() -> None:
-    record = record_of(made(broken=True))
+    record = record_of(made(broken=True), {})
     text = to_text(record)
     read = json.loads(text, parse_constant=_refuse)
     assert read["set"]["broken"] == 1
@@ -107,3 +108,12 @@ def test_broken_outputs_are_told_and_the_json_stays_strict() -> None:
 
 def _refuse(word: str) -> Any:
     raise AssertionError(f"{word} is no JSON")
+
+
+def test_on_a_terminal_the_headlined_ensemble_is_bold() -> None:
+    record = record_of(made(), {})
+    shown = render(record, bold=True)
+    (row,) = [line for line in shown.splitlines() if "\x1b[1m" in line and "ensemble" in line][:1]
+    assert "ensemble (logits)" in row, "eval.ensemble: logit"
+    plain = "".join(part for part in re.split(r"\x1b\[[0-9;]*m", shown))
+    assert [line.rstrip() for line in plain.splitlines()] == render(record).splitlines()

@@ -113,7 +113,7 @@ def swap(rank: int, world: int, config: Config) -> dict[str, bool]:
     batch = mine(rank, world, 1)
     before = {name: shard.detach().clone() for name, shard in state.optimizer.shards.items()}
     raw = logits(state, config, batch, ranks)
-    with swapped(state):
+    with swapped(state.average, state.model):
         averaged = logits(state, config, batch, ranks)
     again = logits(state, config, batch, ranks)
     same = all(torch.equal(before[name], shard.detach()) for name, shard in state.optimizer.shards.items())

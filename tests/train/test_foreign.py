@@ -13,7 +13,7 @@ from nt_pretrain.checkpoint.load import newest_valid
 from nt_pretrain.checkpoint.save import save
 from nt_pretrain.config.schema import Config
 from nt_pretrain.parallel.mesh import connect
-from nt_pretrain.train.resume import resume
+from nt_pretrain.train.resume import refuse_other_model, resume
 from nt_pretrain.train.state import fresh_state, identity
 from tests.gloo import run_ranks
 
@@ -39,7 +39,11 @@ def refusals(rank: int, world: int, folder: Path, others: dict[str, tuple[Config
     before_sgd = {key: value for key, value in found.identity.items() if key != "optimizer"}
     unsaid = dataclasses.replace(found, identity=before_sgd)
     bare = dataclasses.replace(found, state={})
-    for name, other in (("identity", older), ("before sgd", unsaid), ("state", bare)):
+    refuse_other_model(unsaid, identity(mine, "mine"))  # of a version that knew AdamW only: it is the same
+    with pytest.raises(CheckpointError) as refused:
+        refuse_other_model(unsaid, identity(config(optim={"algorithm": "sgd"}), "mine"))
+    told["before sgd"] = str(refused.value)
+    for name, other in (("identity", older), ("state", bare)):
         with pytest.raises(CheckpointError) as refused:
             resume(fresh_state(mine, ranks), other, mine, identity(mine, "mine"), ranks)
         told[name] = str(refused.value)
@@ -82,5 +86,5 @@ def test_another_run_is_named(tmp_path: Path) -> None:
     another = "was written by another version of this program: "
     needs = "['model', 'optimizer', 'sparsity', 'tokenizer', 'weights']"
     assert f"{another}it says of itself ['model'], this version needs {needs}" in told["identity"]
-    assert f"{another}it says of itself ['model', 'sparsity', 'tokenizer', 'weights'], this" in told["before sgd"]
+    assert "  optimizer.algorithm: checkpoint 'adamw', this run 'sgd'\n" in told["before sgd"]
     assert f"{another}its state lacks 'step'" in told["state"]

@@ -109,7 +109,7 @@ def validate_rank(rank: int, world: int, data: str, folder: str, size: int) -> d
     config = load_config(CONFIG, [*overrides, "parallel.deterministic_reduce=false", "run.threads_per_rank=1"])
     ranks = connect(config)
     rundir = RunDir(folder)
-    return Validation(config, fresh_state(config, ranks), ranks, rundir).measure().values
+    return Validation(config, fresh_state(config, ranks), ranks, rundir, print).measure().values
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,85 @@
+"""One head of a run with its trunk as one ordinary network, in the layout of timm: for use without this program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from nt_pretrain.checkpoint.errors import on_first
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.schema import Config
+from nt_pretrain.evaluation.load import find, load
+from nt_pretrain.evaluation.target import Target
+from nt_pretrain.models.network import vision_of
+from nt_pretrain.models.timm_layout import to_timm
+from nt_pretrain.models.vision import VisionModel
+from nt_pretrain.parallel.mesh import Ranks
+
+
+def exportable(config: Config, head: int, *, world: int) -> VisionModel:
+    """The network that can be written.
+
+    Raises:
+        ConfigErrors: timm has no such network, the model has no such head, or there are several ranks.
+    """
+    model = config.model
+    wrong = [f"{world} ranks were started; an export takes one process, without torchrun"] if world > 1 else []
+    if not model.sees_pictures or vision_of(model).is_for_small_pictures:
+        wrong.append(f"model.family {model.family} has no layout in timm; resnet18, resnet34 and resnet50 have")
+    if not 0 <= head < model.heads:
+        wrong.append(f"--head {head}: there is none; the run has heads 0 to {model.heads - 1}")
+    if wrong:
+        raise ConfigErrors(wrong)
+    return vision_of(model)
+
+
+def export(
+    target: Target, config: Config, ranks: Ranks, out: Path, tell: Callable[[str], None], *, head: int, average: bool
+) -> None:
+    """Write a state dict for ``timm.create_model(...).load_state_dict`` to ``out``, replacing what is there.
+
+    Args:
+        ranks: one.
+        head: whose network.
+        average: the moving average of the weights instead of these.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it cannot be used, or ``out`` cannot be written.
+        ConfigErrors: as :func:`exportable`.
+    """
+    model = exportable(config, head, world=ranks.world)
+    loaded = load(find(target, config, ranks), config, ranks, average=average)
+    state = {name: _whole(tensor) for name, tensor in loaded.model.state_dict().items()}
+    on_first(ranks.control, f"cannot write {out}", lambda: _save(to_timm(state, model, head=head), out))
+    for skipped in loaded.skipped:
+        tell(f"checkpoint skipped: {skipped}")
+    kind = ", average of the weights" if average else ""
+    tell(f"head {head} of {config.run.name}, step {loaded.step:,}{kind}: {out}")
+    tell(f"  network = timm.create_model({model.family!r}, num_classes={model.classes})")
+    if model.small_stem:
+        tell("  network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)")
+        tell("  network.maxpool = torch.nn.Identity()")
+    tell(f"  network.load_state_dict(torch.load({str(out)!r}))")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """On the CPU, in storage of its own: a file holds the whole storage of what is saved."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _save(state: dict[str, Tensor], out: Path) -> Path:
+    """Written beside and renamed, so that there is never half a file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(state, half)
+        half.replace(out)
+    finally:
+        half.unlink(missing_ok=True)
+    return out
