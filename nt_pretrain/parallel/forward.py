@@ -41,10 +41,14 @@ class Inputs(NamedTuple):
 
     def part(self, first: int, size: int) -> Inputs:
         """``size`` samples from ``first`` on."""
-        return Inputs(*(None if each is None else each[first : first + size] for each in self))  # type: ignore[arg-type]
+        at = slice(first, first + size)
+        return Inputs(self.inputs[at], self.targets[at], None if self.documents is None else self.documents[at])
 
     def to(self, device: torch.device) -> Inputs:
-        return Inputs(*(None if each is None else each.to(device, non_blocking=True) for each in self))  # type: ignore[arg-type]
+        documents = None if self.documents is None else self.documents.to(device, non_blocking=True)
+        return Inputs(
+            self.inputs.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), documents
+        )  # fmt: skip
 
     @staticmethod
     def of_text(tokens: Tensor, documents: Tensor) -> Inputs:

@@ -113,6 +113,7 @@ def plan_of(columns: Tensor, *, unit: int, heads: int, block_columns: int, input
     )
 
 
+# Kernels have no types: triton makes them from what they are called with.
 @triton.jit
 def _fwd(  # type: ignore[no-untyped-def]
     x, values, columns, y, tokens, x_head, x_token, y_head, y_token, block_rows, block_columns, fan,

@@ -112,6 +112,25 @@ def validate_rank(rank: int, world: int, data: str, folder: str, size: int) -> d
     return Validation(config, fresh_state(config, ranks), ranks, rundir, print).measure().values
 
 
+def undrawn_rank(rank: int, world: int, data: str, folder: str) -> tuple[dict[str, float], list[str]]:
+    """A validation whose figures have no place: a file lies where their folder would be."""
+    overrides = [*OPTIONS, f"data.path={data}", "data.workers=0", "run.threads_per_rank=1"]
+    config = load_config(CONFIG, overrides)
+    ranks = connect(config)
+    (Path(folder) / "figures").write_text("no folder")
+    told: list[str] = []
+    found = Validation(config, fresh_state(config, ranks), ranks, RunDir(folder), told.append).measure()
+    assert found.figures == {}
+    return found.values, told
+
+
+@pytest.mark.timeout(100)
+def test_figures_that_cannot_be_drawn_cost_no_run(pictures: Path, tmp_path: Path) -> None:
+    ((values, told),) = run_ranks(undrawn_rank, 1, str(pictures), str(tmp_path), timeout=90)
+    assert values["validation/targets"] == 100
+    assert len(told) == 1 and told[0].startswith("no figures of this validation: FileExistsError: ")
+
+
 @pytest.mark.timeout(300)
 def test_validation_is_the_same_bits_on_any_ranks_and_for_any_batch_size(pictures: Path, tmp_path: Path) -> None:
     (expected,) = run_ranks(validate_rank, 1, str(pictures), str(tmp_path), 64, timeout=200)
