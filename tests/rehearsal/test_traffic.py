@@ -11,15 +11,15 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.rehearsal.step import rehearse
 from nt_pretrain.rehearsal.traffic import by_axis
 from nt_pretrain.rehearsal.watch import Sent, Watch
+from nt_pretrain.train.change import change_topology
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import micro_batch_backward, set_last_micro_batch
 from tests.gloo import run_ranks
-from nt_pretrain.train.change import change_topology
-from nt_pretrain.parallel.growth import GrowthScores
 
 
 def tiny(**sections: dict[str, Any]) -> Config:
