@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from nt_pretrain.config.mesh import MeshSizes
@@ -91,37 +90,52 @@ def scratch_bytes(layers: dict[str, BlockLayerSize], config: Config, tokens: int
     return compute * max(blocks, tokens * inputs)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Parts of an ordinary step's fullest moment, in bytes: all of the loss, of it one copy of a chunk's logits (there
+    are two), and activations.
+    """
+
+    loss: int
+    logits: int
+    activations: int
+
+
 def growth_bytes(
-    layers: dict[str, BlockLayerSize], config: Config, *, tokens: int, compute: int, accumulation: int,
-    copies: int, beside: Callable[[str], int],
+    layers: dict[str, BlockLayerSize], config: Config, beside: Beside, *, tokens: int, compute: int,
+    accumulation: int, copies: int,
 ) -> int:  # fmt: skip
     """What dense gradients add to the fullest moment of a step after which blocks grow.
 
     They exist one at a time, where a step has one micro-batch; else their sums wait for the last one.
 
     Args:
+        tokens: of a micro-batch, as the heads see them.
         copies: ranks that hold the same weights.
-        beside: bytes of an ordinary step's fullest moment that are gone, by the group of a layer, when its dense
-            gradient is computed.
     """
-    if config.sparsity.grow == "random" or not layers:
+    if config.sparsity.grow == "random":
         return 0
     exact = config.parallel.deterministic_reduce or config.train.precision == "fp64"
-    reduced = 8 if exact else 4
+    wide, reduced, several = max(4, compute), 8 if exact else 4, tokens > config.train.loss_chunk
     sums = sum(layer.dense for layer in layers.values()) * reduced if accumulation > 1 else 0
     most = 0
     for name, layer in layers.items():
-        group = group_of(name)
-        product = max(4, compute) if group in ("embedding", "output") else (compute if exact else 2)
-        size = layer.dense * product
+        group, dense = group_of(name), layer.dense
+        product = wide if group in ("embedding", "output") else compute if exact else 2
+        size = dense * product
         if layer.copies * copies > 1:
             # As it is reduced, where it is not a sum already, and this rank's part of the result.
-            size += reduced * (layer.dense * (product != reduced and accumulation == 1) + layer.dense // layer.copies)
-        if group not in ("embedding", "output") and not exact and compute != 2:
-            size += 2 * tokens * (layer.multiplied + layer.budget.across) * layer.budget.unit
-        if group == "output" and tokens > config.train.loss_chunk:
-            size = max(size, layer.dense * (product + compute + (product if product != compute else 0)))
-        most = max(most, size - beside(group))
+            size += reduced * (dense * (product != reduced and accumulation == 1) + dense // layer.copies)
+        if group == "output":
+            # Chunks are added up while logits exist; they are gone when the sum is reduced.
+            added = dense * (wide * several + compute + (wide if wide != compute else 0))
+            size = max(dense * wide * several, added - beside.logits, size - 2 * beside.logits)
+        elif group == "embedding":
+            size -= beside.loss + beside.activations
+        else:
+            rounded = not exact and compute != 2
+            size += 2 * tokens * (layer.multiplied + layer.budget.across) * layer.budget.unit * rounded - beside.loss
+        most = max(most, size)
     return sums + most
 
 

@@ -20,6 +20,7 @@ from nt_pretrain.parallel.mesh import wants_cuda
 from nt_pretrain.parallel.shard import blocks_of
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.train.block_memory import (
+    Beside,
     BlockLayerSize,
     growth_bytes,
     saved_bytes,
@@ -110,10 +111,9 @@ def estimate(
     moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average
     tokens = config.train.micro_batch * config.data.sequence_length * sizes.head
-    gone = {"output": 0, "embedding": parts.loss + parts.activations}
     growth = growth_bytes(
-        blocks, config, tokens=tokens, compute=compute, accumulation=accumulation, copies=sizes.replicate,
-        beside=lambda group: gone.get(group, parts.loss),
+        blocks, config, Beside(parts.loss, _logits_bytes(config, sizes, tokens, compute), parts.activations),
+        tokens=tokens, compute=compute, accumulation=accumulation, copies=sizes.replicate,
     )  # fmt: skip
     on_host = config.parallel.cpu_offload and wants_cuda(config)
     return Memory(
@@ -254,7 +254,12 @@ def _loss_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int, blo
     weight = count * (wide if compute == wide else wide + compute)
     if blocks is not None and tokens > config.train.loss_chunk:
         weight = max(weight, 2 * count * wide)
-    return min(config.train.loss_chunk, tokens) * vocabulary * 2 * wide + weight + tokens * model.hidden * compute
+    return 2 * _logits_bytes(config, sizes, tokens, compute) + weight + tokens * model.hidden * compute
+
+
+def _logits_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int) -> int:
+    """Of one chunk, in fp32."""
+    return min(config.train.loss_chunk, tokens) * (config.model.vocab_size // sizes.tensor) * max(4, compute)
 
 
 def _update_bytes(budgets: dict[str, LayerBudget], held: dict[str, int], flags: int, sizes: MeshSizes) -> int:
