@@ -74,9 +74,14 @@ class RankMemory:
         return self.stored + self.kept + self.working
 
     @property
+    def growing_step(self) -> int:
+        """At that of a step after which blocks grow; without meaning where none does."""
+        return self.stored + self.kept + self.growing
+
+    @property
     def peak(self) -> int:
-        growing = self.stored + self.kept + self.growing
-        return max(self.step, growing, self.stored + self.gradients + self.update, self.stored + self.validation)
+        steps = max(self.step, self.growing_step)
+        return max(steps, self.stored + self.gradients + self.update, self.stored + self.validation)
 
 
 @dataclass(frozen=True)
