@@ -107,16 +107,8 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
         ),
         (
             {"sparsity": {"density": 0.01, "unit": 16, "balance": "line", "scope": "no_vocab"}},
-            "sparsity.density asks for 1.4 active blocks of 16 x 16, and one in each line of each layer makes 72; raise "
-            "sparsity.density or choose a smaller sparsity.unit",
-        ),
-        (
-            {
-                "sparsity": {"density": 0.5, "unit": 32, "balance": "line", "backend": "block"},
-                "parallel": {"tensor": 4},
-            },
-            "parallel.tensor: trunk.blocks.0.attention.query.weight has 2 block rows of 32 (sparsity.unit), which 4 "
-            "ranks cannot share equally; choose a smaller sparsity.unit or fewer ranks",
+            "sparsity.density asks for 4.8 active blocks of 16 x 16, and one in each line of each layer makes 120; "
+            "raise sparsity.density or choose a smaller sparsity.unit",
         ),
         (
             {"optim": {"warmup_steps": 100}, "train": {"steps": 100}},
@@ -396,3 +388,13 @@ def test_missing_files_name_the_command_that_makes_them(tmp_path: Path, monkeypa
     Path("tokenizers").mkdir()
     Path("tokenizers/mine.model").touch()
     assert missing_files(run) == []
+
+
+def test_tensor_ranks_share_out_whole_lines_of_blocks() -> None:
+    sparse = {"density": 0.5, "unit": 32, "balance": "line"}
+    cut = config(sparsity=sparse | {"backend": "block"}, parallel={"tensor": 4})
+    assert problems(cut, world_size=4) == [
+        "parallel.tensor: trunk.blocks.0.attention.query.weight has 2 block rows of 32 (sparsity.unit), which 4 ranks "
+        "cannot share equally; choose a smaller sparsity.unit or fewer ranks"
+    ]
+    assert problems(config(sparsity=sparse, parallel={"tensor": 4}), world_size=4) == []
