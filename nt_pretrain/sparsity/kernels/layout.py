@@ -7,6 +7,7 @@ zeros, which neither take part in a product nor get a gradient, so they stay zer
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +27,12 @@ class Lists:
     """int32 [active]."""
     slots: Tensor
     """int32 [active]."""
+
+    @cached_property
+    def short_index(self) -> Tensor:
+        """``index`` as uint16 where it fits: a third less to read beside single float32 weights."""
+        fits = not len(self.index) or int(self.index.max()) < 1 << 16
+        return self.index.to(torch.uint16) if fits else self.index
 
 
 @dataclass(frozen=True)

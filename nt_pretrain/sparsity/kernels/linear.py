@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nt_pretrain.sparsity.kernels import build, torch_path
+from nt_pretrain.sparsity.kernels import build, few_tokens, torch_path
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout
 
 NATIVE_BLOCKS = (16, 32, 64, 128)
@@ -21,7 +21,7 @@ def block_linear(x: Tensor, values: Tensor, layout: BlockLayout, compiled: bool 
 
     Args:
         values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x: then the products
-            read a rounded copy and the gradient of ``values`` is float32.
+            read a rounded copy (few tokens: the values themselves) and the gradient of ``values`` is float32.
         compiled: True demands the compiled kernels, False plain torch; None takes the compiled ones where they
             are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
 
@@ -54,6 +54,8 @@ class _BlockProduct(torch.autograd.Function):
         # columns is saved so that autograd refuses a backward pass through blocks that have moved meanwhile.
         ctx.save_for_backward(x, values, columns)
         ctx.layout, ctx.native = layout, native
+        if native and few_tokens.are_few(x):
+            return few_tokens.block_product(x, values, layout, turned=False)
         weights = values.detach().to(x.dtype)
         with torch.autocast("cpu", enabled=False):
             if not native:
@@ -70,13 +72,16 @@ class _BlockProduct(torch.autograd.Function):
         layout, dx, dw = ctx.layout, None, None
         with torch.autocast("cpu", enabled=False):
             if ctx.needs_input_grad[0]:
-                dx = _block_input_gradient(dy, values.to(dy.dtype), layout, ctx.native)
+                dx = _block_input_gradient(dy, values, layout, ctx.native)
             if ctx.needs_input_grad[1]:
                 dw = block_weight_gradient(dy, x, layout, ctx.native).to(values.dtype)
         return dx, dw, None, None, None
 
 
-def _block_input_gradient(dy: Tensor, weights: Tensor, layout: BlockLayout, native: bool) -> Tensor:
+def _block_input_gradient(dy: Tensor, values: Tensor, layout: BlockLayout, native: bool) -> Tensor:
+    if native and few_tokens.are_few(dy):
+        return few_tokens.block_product(dy, values, layout, turned=True)
+    weights = values.to(dy.dtype)
     if not native:
         return torch_path.block_input_gradient(dy, weights, layout)
     lists, blocks = layout.indices().backward, weights.reshape(-1, layout.block, layout.block).contiguous()
@@ -102,6 +107,8 @@ class _CsrProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: CsrLayout, native: bool) -> Tensor:
         ctx.save_for_backward(x, values, columns)
         ctx.layout, ctx.native = layout, native
+        if native and few_tokens.are_few(x):
+            return few_tokens.csr_product(x, values, layout, turned=False)
         weights = values.detach().to(x.dtype)
         with torch.autocast("cpu", enabled=False):
             if not native:
@@ -118,7 +125,9 @@ class _CsrProduct(torch.autograd.Function):
         layout, indices, dx, dw = ctx.layout, ctx.layout.indices(), None, None
         weights, ops = values.to(dy.dtype), torch.ops.nt_sparse
         with torch.autocast("cpu", enabled=False):
-            if ctx.needs_input_grad[0] and ctx.native:
+            if ctx.needs_input_grad[0] and ctx.native and few_tokens.are_few(dy):
+                dx = few_tokens.csr_product(dy, values, layout, turned=True)
+            elif ctx.needs_input_grad[0] and ctx.native:
                 lists = indices.backward
                 dx = ops.csr_product(
                     _rows(dy), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.inputs
