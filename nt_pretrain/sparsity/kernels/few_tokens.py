@@ -19,12 +19,12 @@ def are_few(x: Tensor) -> bool:
 def block_product(x: Tensor, values: Tensor, layout: BlockLayout, *, turned: bool) -> Tensor:
     """x [tokens, inputs] to y [tokens, outputs], or with ``turned`` x [tokens, outputs] to x · W [tokens, inputs].
 
-    Both in the type of x. ``values`` may be float32 under a bfloat16 x: they are read as they are, not rounded.
+    ``values`` are of the type of x, as y is. Sums are float32.
     """
     lists, width = layout.indices().forward, layout.outputs
     if turned:
         lists, width = layout.indices().backward, layout.inputs
-    blocks = values.detach().reshape(-1, layout.block, layout.block).contiguous()
+    blocks = values.reshape(-1, layout.block, layout.block).contiguous()
     y: Tensor = torch.ops.nt_sparse.block_few(
         _rows(x), blocks, lists.pointers, lists.index, lists.slots, width, not turned
     )
@@ -35,7 +35,7 @@ def csr_product(x: Tensor, values: Tensor, layout: CsrLayout, *, turned: bool) -
     """As :func:`block_product`, of single weights."""
     lists, width = layout.indices().forward, layout.inputs if turned else layout.outputs
     y: Tensor = torch.ops.nt_sparse.csr_few(
-        _rows(x), values.detach().contiguous(), lists.pointers, lists.short_index, width, turned
+        _rows(x), values.contiguous(), lists.pointers, lists.short_index, width, turned
     )
     return y
 
