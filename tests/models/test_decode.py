@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nt_pretrain.config.schema import ModelSection
-from nt_pretrain.models.decode import Cache, decode_step, empty_cache, prefill
+from nt_pretrain.config.schema import ModelSection, SparsitySection
+from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.models.decode import decode_step, empty_cache, prefill
 from nt_pretrain.models.init import initial_values
 from nt_pretrain.models.llama import make_context
 from nt_pretrain.models.multihead import MultiHead, build
-from nt_pretrain.sparsity.block_budget import BlockBudget
+from nt_pretrain.sparsity.block_budget import line_budgets
+from nt_pretrain.sparsity.block_topology import draw_layer
 from nt_pretrain.sparsity.layers import SparseLinear, replace_layers, sparse_layers
 
 SHAPES = {
@@ -135,14 +137,30 @@ def test_bfloat16() -> None:
     assert error <= 1.5 * (whole(model, section, tokens)[:, :, 3:].float() - expected[:, :, 3:]).norm()
 
 
-def with_blocks(section: ModelSection) -> MultiHead:
-    """All attention and feed-forward layers of blocks of 16, of which about half are active."""
-    model = model_of(section)
-    budgets = {
-        name: BlockBudget.balanced(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()
-    }
+def test_layers_of_blocks() -> None:
+    """Against the dense model with the same weights, and zeros where no block is."""
+    section = section_of("three heads").model_copy(update={"vocab_size": 96})
+    model, tokens = model_of(section), tokens_of(2, 9) % 96
+    budgets = line_budgets(shapes_of(section), SparsitySection(density=0.5, unit=16, balance="line", backend="block"))
+    dense = {name: parameter.detach() for name, parameter in model.named_parameters()}
     replace_layers(model, budgets)
-    return model
+    found = sparse_layers(model)
+    assert {module.turned for module in found.values() if isinstance(module, SparseLinear)} == {True, False}
+    for name, module in found.items():
+        topology = draw_layer(name, budgets[name], torch.arange(budgets[name].lines), seed=0)
+        module.place(topology.columns)
+        turned = isinstance(module, SparseLinear) and module.turned
+        weight = dense[name].t() if turned else dense[name]
+        module.weight = torch.nn.Parameter(module.layout.from_dense(weight))
+        masked = module.layout.to_dense(module.weight.detach())
+        dense[name] = masked.t() if turned else masked
+    reference = build(section)
+    reference.load_state_dict(dense)
+    expected = whole(reference, section, tokens)
+    cache = empty_cache(model, section, sequences=2, capacity=9)
+    assert_near(prefill(model, tokens[:, :4], cache), expected[:, :, 3])
+    for at in range(4, 9):
+        assert_near(decode_step(model, tokens[:, at], cache), expected[:, :, at])
 
 
 def test_what_does_not_fit_is_told() -> None:
