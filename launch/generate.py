@@ -6,8 +6,8 @@
     python launch/generate.py runs/demo "In the beginning" --temperature 0     always the most likely token
 
 The text goes to standard output while it is written, everything else to standard error. The same command writes the
-same text; another --seed another one. Needs one process, whatever number of ranks has saved the checkpoint. Exit codes as
-those of launch/pretrain.py: docs/RUNDIR.md.
+same text; another --seed another one. Needs one process, whatever number of ranks has saved the checkpoint. Exit codes
+as those of launch/pretrain.py: docs/RUNDIR.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Reading a prompt and going on token by token: what was read is kept as keys and values, the trunk's once for all heads.
+"""Reading a prompt and going on token by token: keys and values of what was read are kept, the trunk's once for all
+heads.
 
 Sequences of a batch may have different lengths. Each stands at its own position: what another one has more is neither
 seen by it nor does it shift its rotary positions. Weights are those of plain modules, not of sharded ones.
@@ -78,7 +79,9 @@ def empty_cache(
     def blocks(count: int) -> list[KeysValues]:
         shape = (sequences, kv_heads, capacity, head_dim)
         # Zeros, not leftovers: what is masked is multiplied with a weight of 0, which a nan would survive.
-        return [KeysValues(*(torch.zeros(shape, dtype=dtype, device=norm.device) for _ in range(2))) for _ in range(count)]
+        return [
+            KeysValues(*(torch.zeros(shape, dtype=dtype, device=norm.device) for _ in range(2))) for _ in range(count)
+        ]
 
     in_trunk = 0 if model.trunk is None else section.layers - section.blocks_in_head
     return Cache(

@@ -1,14 +1,17 @@
-"""Products for few tokens against the dense masked product, at every level of instructions, on one thread and on two."""
+"""Products for few tokens against the dense masked product, at every level of instructions, on one and two threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from nt_pretrain.sparsity.kernels import few_tokens
 from nt_pretrain.sparsity.kernels.few_tokens import FEW, block_product, csr_product
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout, layout_of_mask
 from nt_pretrain.sparsity.kernels.linear import block_linear, csr_linear
@@ -102,12 +105,17 @@ def test_rows_that_are_not_contiguous(level: None) -> None:
 
 
 def test_layers_take_it_for_few_tokens(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nt_pretrain.sparsity.kernels import few_tokens
-
     taken: list[int] = []
-    for name in ("block_product", "csr_product"):
-        monkeypatch.setattr(few_tokens, name, lambda x, *rest, f=getattr(few_tokens, name), **more: (
-            taken.append(len(x)), f(x, *rest, **more))[1])  # fmt: skip
+
+    def noting(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def noted(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+            taken.append(len(x))
+            return product(x, *rest, **named)
+
+        return noted
+
+    monkeypatch.setattr(few_tokens, "block_product", noting(block_product))
+    monkeypatch.setattr(few_tokens, "csr_product", noting(csr_product))
     blocks, single = block_layout(64, 96, 32, 2, 0), csr_layout(64, 96, 0.3, 0)
     weight = draw((64, 96), 0, torch.float32)
     for tokens in (FEW, FEW + 1):
