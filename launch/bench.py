@@ -1,5 +1,6 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
                                         launch/bench.py layer [--precision bf16] [--plain-torch] [--repeats 7]
+                                        launch/bench.py decode [--precision bf16] [--repeats 7]
                                         launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
@@ -17,6 +18,9 @@ The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weig
 `layer` times, in the same way, one linear layer 1024 x 2752 with 2048 tokens, forward and both backward products, with
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
 thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
+
+`decode` times, in the same way, writing one token at a time behind a context of 64, with one sequence and with eight: an
+ensemble of three heads at density .2, of blocks and of single weights, against one dense model and the dense ensemble.
 
 `pictures` times, in the same way, one training step of our ResNets (dense M=1, TreeNet and sparse M=3) and of a plain
 torch loop over the same dense network, on the GPU where there is one.
@@ -40,6 +44,7 @@ from pathlib import Path
 
 import torch
 from bench_data import DataOptions, bench_data
+from bench_decode import bench_decode
 from bench_images import bench_images, jpeg_sets
 from bench_layer import bench_layer
 from bench_pictures import SHAPES as PICTURE_SHAPES
@@ -52,7 +57,7 @@ from nt_pretrain.parallel.mesh import leave
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "layer", "pictures", "images", "data"])
+    parser.add_argument("what", choices=["step", "layer", "decode", "pictures", "images", "data"])
     parser.add_argument("--model", choices=list(SHAPES), default="9m")
     parser.add_argument("--family", choices=list(PICTURE_SHAPES), default="resnet50", help="for `pictures`")
     parser.add_argument("--batch", type=int, default=0, help="pictures of a step; default: 128 on a GPU, few on a CPU")
@@ -89,6 +94,8 @@ def main() -> None:
     elif options.what == "layer":
         compiled = False if options.plain_torch else None
         results = [bench_layer(p, options.repeats, compiled) for p in options.precision or ["fp32", "bf16"]]
+    elif options.what == "decode":
+        results = [bench_decode(p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     else:
         results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     if options.json:
