@@ -40,9 +40,13 @@ AVX512_INLINE __m512 wide(const at::BFloat16* from) {
 
 // Sums along a block's rows. sums[16 / T rows at a time][row, token] += block · x; T tokens at once, of `tokens`.
 template <class W, int T>
-AVX512 void along_rows(const W* block, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
+AVX512 void along_rows(const W* block, const W* next, int64_t b, const float* x, int64_t stride, int64_t tokens,
+                       float* sums) {
   constexpr int R = 16 / T;
-  for (int64_t o = 0; o < b; o += kRows)
+  for (int64_t o = 0; o < b; o += kRows) {
+    // The rows are walked in steps of a vector, which the processor does not foresee.
+    const W* later = o + kRows < b ? block + (o + kRows) * b : next;
+    for (int64_t i = 0; i < kRows * b; i += 64 / sizeof(W)) __builtin_prefetch(later + i);
     for (int64_t t = 0; t < tokens; t += T)
       for (int64_t r = o; r < o + kRows; r += R) {
         __m512 sum[16];
@@ -62,11 +66,14 @@ AVX512 void along_rows(const W* block, int64_t b, const float* x, int64_t stride
         float* out = sums + t * b + r * T;
         _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sums_of(sum)));
       }
+  }
 }
 
 // Sums down a block's columns: sums [tokens][b] += x · block.
 template <class W, int T, int NV>
-AVX512 void down_columns(const W* block, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
+AVX512 void down_columns(const W* block, const W* next, int64_t b, const float* x, int64_t stride, int64_t tokens,
+                         float* sums) {
+  for (int64_t i = 0; i < std::min<int64_t>(b * b, 4096 / sizeof(W)); i += 64 / sizeof(W)) __builtin_prefetch(next + i, 0, 2);
   for (int64_t n = 0; n < b; n += 16 * NV)
     for (int64_t t = 0; t < tokens; t += T) {
       __m512 sum[T][NV];
@@ -96,7 +103,7 @@ AVX512 void down_columns(const W* block, int64_t b, const float* x, int64_t stri
 
 // The same for any processor, one token at a time.
 template <class W>
-void along_rows_plain(const W* block, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
+void along_rows_plain(const W* block, const W*, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
   for (int64_t o = 0; o < b; ++o)
     for (int64_t t = 0; t < tokens; ++t) {
       float sum = 0;
@@ -106,14 +113,14 @@ void along_rows_plain(const W* block, int64_t b, const float* x, int64_t stride,
 }
 
 template <class W>
-void down_columns_plain(const W* block, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
+void down_columns_plain(const W* block, const W*, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
   for (int64_t k = 0; k < b; ++k)
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t n = 0; n < b; ++n) sums[t * b + n] += x[t * stride + k] * value_of(block[k * b + n]);
 }
 
 template <class W>
-using Part = void (*)(const W*, int64_t, const float*, int64_t, int64_t, float*);
+using Part = void (*)(const W*, const W*, int64_t, const float*, int64_t, int64_t, float*);
 
 // The function of one block; `together` tokens lie side by side in its sums.
 template <class W>
@@ -139,6 +146,7 @@ void blocks_few(const at::Tensor& x, const at::Tensor& blocks, const int32_t* po
   const auto source = padded_copy(x, tokens, stride);
   const W* weights = blocks.const_data_ptr<W>();
   float* target = y.mutable_data_ptr<float>();
+  const int64_t last = blocks.size(0) - 1;
   const Part<W> part = part_of<W>(b, together, along);
   const int64_t grain = std::max<int64_t>(1, 65536 * rows / std::max<int64_t>(1, blocks.numel()));
   at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
@@ -146,7 +154,7 @@ void blocks_few(const at::Tensor& x, const at::Tensor& blocks, const int32_t* po
     for (int64_t o = begin; o < end; ++o) {
       std::fill_n(sums.get(), tokens * b, 0.f);
       for (int64_t j = pointers[o]; j < pointers[o + 1]; ++j)
-        part(weights + slots[j] * b * b, b, source.get() + index[j] * b, stride, tokens, sums.get());
+        part(weights + slots[j] * b * b, weights + slots[std::min<int64_t>(j + 1, last)] * b * b, b, source.get() + index[j] * b, stride, tokens, sums.get());
       const int64_t valid = std::min(b, outputs - o * b);
       for (int64_t t = 0; t < x.size(0); ++t) {
         const float* from = sums.get() + t / side * side * b + t % side;
