@@ -83,12 +83,13 @@ def empty_cache(
             KeysValues(*(torch.zeros(shape, dtype=dtype, device=norm.device) for _ in range(2))) for _ in range(count)
         ]
 
+    cos, sin = rotary_tables(section, capacity, norm.device)
     in_trunk = 0 if model.trunk is None else section.layers - section.blocks_in_head
     return Cache(
         blocks(in_trunk),
         {number: blocks(section.blocks_in_head) for number in numbers},
         torch.zeros(sequences, dtype=torch.int64),
-        rotary_tables(section, capacity, norm.device),
+        (cos.to(norm.dtype), sin.to(norm.dtype)),
     )
 
 

@@ -45,8 +45,11 @@ def block_linear(
     _check(x, values, layout, turned=turned)
     native = _native(x, compiled, f"blocks of {layout.block}" if layout.block not in NATIVE_BLOCKS else None)
     width = layout.inputs if turned else layout.outputs
-    product = BlockProduct(layout, native, turned)
-    y: Tensor = _BlockFunction.apply(x.reshape(-1, x.shape[-1]), values, layout.columns, product, scoring)
+    product, rows = BlockProduct(layout, native, turned), x.reshape(-1, x.shape[-1])
+    if torch.is_grad_enabled():
+        y: Tensor = _BlockFunction.apply(rows, values, layout.columns, product, scoring)
+    else:
+        y = product.forward(rows, values.to(x.dtype))  # a third of the overhead, which decoding feels
     return y.reshape(*x.shape[:-1], width)
 
 
@@ -58,8 +61,11 @@ def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | No
     """
     x = _as_autocast(x)
     _check(x, values, layout)
-    native = _native(x, compiled, None)
-    y: Tensor = _CsrProduct.apply(x.reshape(-1, layout.inputs), values, layout.columns, layout, native)
+    native, rows = _native(x, compiled, None), x.reshape(-1, layout.inputs)
+    if torch.is_grad_enabled():
+        y: Tensor = _CsrProduct.apply(rows, values, layout.columns, layout, native)
+    else:
+        y = _csr_forward(rows, values.to(x.dtype), layout, native)
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
@@ -89,12 +95,12 @@ class BlockProduct:
 
     def _times(self, x: Tensor, weights: Tensor, *, by_row: bool) -> Tensor:
         layout = self.layout
+        if self.native and few_tokens.are_few(x):
+            return few_tokens.block_product(x, weights, layout, turned=not by_row)
         with torch.autocast("cpu", enabled=False):
             if not self.native:
                 product = torch_path.block_forward if by_row else torch_path.block_input_gradient
                 return product(x, weights, layout)
-            if few_tokens.are_few(x):
-                return few_tokens.block_product(x, weights, layout, turned=not by_row)
             indices = layout.indices()
             lists, width = (indices.forward, layout.outputs) if by_row else (indices.backward, layout.inputs)
             blocks = weights.reshape(-1, layout.block, layout.block).contiguous()
@@ -151,21 +157,25 @@ def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, native: bo
     return found.reshape(layout.shape)
 
 
+def _csr_forward(x: Tensor, weights: Tensor, layout: CsrLayout, native: bool) -> Tensor:
+    if native and few_tokens.are_few(x):
+        return few_tokens.csr_product(x, weights, layout, turned=False)
+    with torch.autocast("cpu", enabled=False):
+        if not native:
+            return torch_path.csr_forward(x, weights, layout)
+        lists = layout.indices().forward
+        found: Tensor = torch.ops.nt_sparse.csr_product(
+            _rows(x), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.outputs
+        )
+        return found
+
+
 class _CsrProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: CsrLayout, native: bool) -> Tensor:
         ctx.save_for_backward(x, values, columns)
         ctx.layout, ctx.native = layout, native
-        weights = values.detach().to(x.dtype)
-        with torch.autocast("cpu", enabled=False):
-            if not native:
-                return torch_path.csr_forward(x, weights, layout)
-            if few_tokens.are_few(x):
-                return few_tokens.csr_product(x, weights, layout, turned=False)
-            lists = layout.indices().forward
-            return torch.ops.nt_sparse.csr_product(
-                _rows(x), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.outputs
-            )
+        return _csr_forward(x, values.detach().to(x.dtype), layout, native)
 
     @staticmethod
     @once_differentiable
