@@ -19,8 +19,8 @@ The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weig
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
 thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
 
-`decode` times, in the same way, writing one token at a time behind a context of 64, with one sequence and with eight: an
-ensemble of three heads at density .2, of blocks and of single weights, against one dense model and the dense ensemble.
+`decode` times, in the same way, writing one token at a time behind a context of 64, with one sequence and with eight:
+three heads at density .2, of blocks and of single weights, against one dense model and the dense ensemble.
 
 `pictures` times, in the same way, one training step of our ResNets (dense M=1, TreeNet and sparse M=3) and of a plain
 torch loop over the same dense network, on the GPU where there is one.
