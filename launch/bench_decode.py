@@ -25,7 +25,7 @@ from nt_pretrain.sparsity.layers import replace_layers, sparse_layers
 # shares; a feed-forward width that blocks of 64 divide (2,752 for 2,736).
 SHAPE = {"hidden": 1024, "intermediate": 2752, "layers": 6, "attention_heads": 16, "vocab_size": 8192}
 BLOCKS_IN_HEAD, HEADS, DENSITY, BLOCK = 4, 3, 0.2, 64
-CONTEXT, STEPS = 64, 16
+CONTEXT, STEPS = 64, 8
 BATCHES = (1, 8)
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VARIANTS = {  # heads, unit (0: dense), scope
