@@ -19,7 +19,7 @@ from nt_pretrain.sparsity.block_budget import line_budgets
 from nt_pretrain.sparsity.block_topology import draw_layer
 from nt_pretrain.sparsity.kernels.layout import CsrLayout, layout_of_mask
 from nt_pretrain.sparsity.kernels.linear import csr_linear
-from nt_pretrain.sparsity.layers import replace_layers, sparse_layers
+from nt_pretrain.sparsity.layers import SparseLinear, replace_layers, sparse_layers
 
 # A quarter of llama350m: 6 of its 24 blocks and 8,192 of its 32,000 tokens, so that blocks and vocabulary keep their
 # shares; a feed-forward width that blocks of 64 divide (2,752 for 2,736).
@@ -71,6 +71,7 @@ def bench_decode(precision: str, repeats: int) -> dict[str, object]:
     for batch in BATCHES:
         times = measure({name: decoding(each, batch) for name, each in models.items()}, {}, repeats)
         rows += _table(times, models, batch)
+        rows += _layers_alone(models, batch, repeats)
     return {
         "precision": precision, "shape": SHAPE, "blocks_in_head": BLOCKS_IN_HEAD, "density": DENSITY, "block": BLOCK,
         "context": CONTEXT, "steps": STEPS, "trunk_share": share, "rows": rows, "threads": torch.get_num_threads(),
@@ -93,6 +94,26 @@ def _table(times: Times, models: dict[str, Model], batch: int) -> list[dict[str,
              "tokens_per_second": batch / seconds, "of_dense_one": one, "of_dense_ensemble": three,
              "times": times[name]}
         )  # fmt: skip
+    return rows
+
+
+def _layers_alone(models: dict[str, Model], batch: int, repeats: int) -> list[dict[str, object]]:
+    """The linear layers on the path of head 0, without attention, norms and all else."""
+    wanted = {"dense": "dense M=1", "block 64": "block 64 M=3", "unit 1": "unit 1 M=3"}
+    times = measure({name: layers_alone(models[of], batch) for name, of in wanted.items()}, {}, repeats)
+    rows: list[dict[str, object]] = []
+    for name in wanted:
+        milliseconds, found = (
+            1e3 * statistics.median(cpu for cpu, _ in times[name]) / STEPS,
+            ratio(times, "dense", name),
+        )
+        print(
+            f"  linear layers of one path, {name:9s}  {milliseconds:7.2f}              {found['cpu']:8.2f} "
+            f"({found['least']:.2f} to {found['largest']:.2f})"
+        )
+        rows.append(
+            {"layers_alone": name, "batch": batch, "cpu_ms": milliseconds, "of_dense": found, "times": times[name]}
+        )
     return rows
 
 
@@ -155,5 +176,23 @@ def decoding(of: Model, batch: int) -> Callable[[], None]:
         tokens = first
         for _ in range(STEPS):
             tokens = torch.softmax(decode_step(of.model, tokens, cache).float(), -1).mean(0).argmax(-1)
+
+    return run
+
+
+def layers_alone(of: Model, batch: int) -> Callable[[], None]:
+    """``STEPS`` times all linear layers of trunk and head 0, ``batch`` tokens each."""
+    inputs = {width: torch.randn(batch, width) for width in (SHAPE["hidden"], SHAPE["intermediate"])}
+    calls: list[tuple[nn.Module, Tensor]] = []
+    for path, module in of.model.named_modules():
+        if isinstance(module, nn.Linear | SparseLinear | SingleWeights) and path.startswith(("trunk", "heads.0")):
+            width = SHAPE["intermediate"] if path.endswith("down") else SHAPE["hidden"]
+            calls.append((module, inputs[width].to(next(module.parameters()).dtype)))
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(STEPS):
+            for module, x in calls:
+                module(x)
 
     return run

@@ -29,7 +29,10 @@ def test_every_variant_is_timed(
     block, norm = 4 * 64 * 64 + 3 * 64 * 96, 2 * 64
     whole = 3 * (block + norm) + 64 + 64 * 128
     assert found["trunk_share"] == pytest.approx((block + norm) / whole)
-    rows = {(row["variant"], row["batch"]): row for row in found["rows"]}
+    alone = [row for row in found["rows"] if "layers_alone" in row]
+    assert [row["layers_alone"] for row in alone] == ["dense", "block 64", "unit 1"] * 2
+    assert all(row["cpu_ms"] > 0 and len(row["times"]) == 1 for row in alone)
+    rows = {(row["variant"], row["batch"]): row for row in found["rows"] if "variant" in row}
     assert len(rows) == 2 * 6
     assert rows["dense M=1", 1]["bytes_read"] == 4 * whole
     ensemble = rows["dense M=3", 8]["bytes_read"]
