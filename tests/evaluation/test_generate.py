@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(300)
 def masked(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks."""
     folder = tmp_path_factory.mktemp("runs") / "masked"
-    options = ["train.steps=10", "optim.warmup_steps=2", "eval.every_steps=0", "train.ema_decay=0.5"]
+    options = ["train.steps=4", "optim.warmup_steps=2", "eval.every_steps=0", "train.ema_decay=0.5"]
     launches.finish(launches.start(2, folder, *corpus.overrides, *options), folder)
     return folder
 
@@ -86,7 +86,7 @@ def test_it_writes_what_the_whole_forward_pass_says(masked: Path, head: int | No
     assert text == expected + "\n"
     assert text.startswith(PROMPT) and len(text) > len(PROMPT) + 5
     who = "head 1" if head == 1 else "3 heads"
-    assert any(f"step 10{', average of the weights' if average else ''}, {who}" in line for line in told)
+    assert any(f"step 4{', average of the weights' if average else ''}, {who}" in line for line in told)
 
 
 def test_layers_of_blocks_in_bf16(blocks: Path) -> None:
@@ -118,23 +118,45 @@ def test_the_command(masked: Path) -> None:
 
 
 def test_a_new_document_and_one_that_is_too_long(masked: Path) -> None:
-    done = launch(str(masked / "checkpoints" / "step_00000010"), "", "--tokens", "90", "--seed", "3")
+    done = launch(str(masked / "checkpoints" / "step_00000004"), "", "--tokens", "90", "--seed", "3")
     assert done.returncode == 0, done.stderr
     assert not done.stdout.startswith(" ")
     assert "was trained on sequences of 32 tokens" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "words"),
     [
-        (["--head", "3"], 2, "--head 3: there is none; the run has heads 0 to 2"),
-        (["--top-p", "0"], 2, "argument --top-p: invalid share value: '0'"),
-        (["--tokens", "0"], 2, "argument --tokens: invalid count value: '0'"),
-        (["data.tokenizer=nowhere.model"], 3, "tokenizer nowhere.model cannot be loaded"),
-        (["model.hidden=48"], 4, "belongs to another model"),
+        (["--head", "3"], "--head 3: there is none; the run has heads 0 to 2"),
+        (["--top-p", "0"], "argument --top-p: invalid share value: '0'"),
+        (["--temperature", "-1"], "argument --temperature: invalid temperature value: '-1'"),
+        (["--tokens", "0"], "argument --tokens: invalid count value: '0'"),
+        (["parallel.tensor=2"], "parallel.tensor=2: an evaluation shards over the ranks it is started on"),
     ],
 )
-def test_mistakes(masked: Path, arguments: list[str], code: int, words: str) -> None:
-    done = launch(str(masked), PROMPT, *arguments)
+def test_mistakes_that_need_no_checkpoint(
+    masked: Path, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    import generate
+
+    try:
+        code = generate.main([str(masked), PROMPT, *arguments])
+    except SystemExit as left:  # argparse's way
+        code = left.code
+    told = capsys.readouterr()
+    assert (code, told.out) == (2, "")
+    assert words in told.err and "Traceback" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "words"),
+    [
+        ("data.tokenizer=nowhere.model", 3, "tokenizer nowhere.model cannot be loaded"),
+        ("model.hidden=48", 4, "belongs to another model"),
+    ],
+)
+def test_mistakes(masked: Path, option: str, code: int, words: str) -> None:
+    done = launch(str(masked), PROMPT, option)
     assert (done.returncode, done.stdout) == (code, "")
     assert words in done.stderr and "Traceback" not in done.stderr
