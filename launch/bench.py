@@ -43,8 +43,9 @@ from pathlib import Path
 import torch
 from bench_checkpoint import bench_checkpoint
 from bench_data import DataOptions, bench_data
+from bench_explain import explain
 from bench_images import bench_images, jpeg_sets
-from bench_layer import bench_layer
+from bench_layer import TYPES, bench_layer
 from bench_pictures import SHAPES as PICTURE_SHAPES
 from bench_pictures import bench_pictures
 from bench_step import SHAPES, bench_step
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=1024, help="for `data` (%(default)s)")
     parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
     parser.add_argument("--plain-torch", action="store_true", help="`layer` without the compiled kernels")
+    parser.add_argument("--explain", action="store_true", help="`layer`: operations and bytes against measured peaks")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -92,7 +94,11 @@ def main() -> None:
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
     elif options.what == "layer":
         compiled = False if options.plain_torch else None
-        results = [bench_layer(p, options.repeats, compiled) for p in options.precision or ["fp32", "bf16"]]
+        results = []
+        for precision in options.precision or ["fp32", "bf16"]:
+            results.append(bench_layer(precision, options.repeats, compiled))
+            if options.explain:
+                explain(results[-1], TYPES[precision])
     elif options.what == "checkpoint":
         results = [bench_checkpoint(options.model, options.repeats)]
     elif options.what == "update":

@@ -41,7 +41,8 @@ def bench_checkpoint(name: str, repeats: int) -> dict[str, object]:
         ratios[key] = {part: ratio(times, f"{key}: {part}", f"{key}: plain write") for part in ("save", "load")}
         print(
             f"  {key:14s} {_bytes(model) / 2**20:7.0f} MiB  save {wall['save']:6.2f} s, "
-            f"{ratios[key]['save']['wall']:.2f} of a plain write; load {wall['load']:6.2f} s, {ratios[key]['load']['wall']:.2f} of it"
+            f"{ratios[key]['save']['wall']:.2f} of a plain write; load {wall['load']:6.2f} s, "
+            f"{ratios[key]['load']['wall']:.2f} of it"
         )
     return {"model": name, "bytes": {key: _bytes(model) for key, model in models.items()}, "times": times,
             "ratios": ratios}  # fmt: skip
