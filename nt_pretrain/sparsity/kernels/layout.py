@@ -123,6 +123,13 @@ class BlockLayout:
             self._version = self.columns._version
         return self._indices
 
+    @property
+    def bytes(self) -> int:
+        """Of ``columns`` and the index lists."""
+        found = self.indices()
+        lists = [tensor for each in (found.forward, found.backward) for tensor in vars(each).values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.columns, found.rows, *lists))
+
     def table(self) -> Tensor:
         """bool [block rows, block columns]: which blocks are active."""
         found = torch.zeros(self.block_rows, self.block_columns, dtype=torch.bool)
