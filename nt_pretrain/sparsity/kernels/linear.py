@@ -1,14 +1,18 @@
-"""y = x · Wᵀ where W's parameters are its active blocks, or its active single weights."""
+"""y = x · Wᵀ where W's parameters are its active blocks, or its active single weights.
+
+Blocks run on the CPU and on CUDA devices, single weights on the CPU.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
-from nt_pretrain.sparsity.kernels import build, torch_path
+from nt_pretrain.sparsity.kernels import build, torch_path, triton_path
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout
 
 NATIVE_BLOCKS = (16, 32, 64, 128)
@@ -16,23 +20,33 @@ NATIVE_TYPES = (torch.float32, torch.bfloat16)
 TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def block_linear(x: Tensor, values: Tensor, layout: BlockLayout, compiled: bool | None = None) -> Tensor:
+Path = Literal["compiled", "triton", "torch"]
+"""Who multiplies blocks: compiled kernels of the CPU, Triton's of a GPU, or plain torch anywhere."""
+
+
+def block_linear(
+    x: Tensor, values: Tensor, layout: BlockLayout, compiled: bool | None = None, turned: bool = False
+) -> Tensor:
     """x [..., inputs] to y [..., outputs], in the type of x (of autocast, where it is on).
 
     Args:
         values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x: then the products
             read a rounded copy and the gradient of ``values`` is float32.
-        compiled: True demands the compiled kernels, False plain torch; None takes the compiled ones where they
-            are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
+        layout: its columns on the device of x.
+        compiled: True demands kernels (compiled ones on the CPU, Triton's on a GPU), False plain torch; None takes
+            kernels where they are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
+        turned: the product with the layout's transpose instead, y = x · W: x [..., outputs] to y [..., inputs]. For
+            layers with a constant fan-out, which are kept as the layout of their transpose.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, or compiled kernels demanded that there are none of.
+        ValueError: shapes, types or devices that do not fit, or kernels demanded that there are none of.
     """
     x = _as_autocast(x)
-    _check(x, values, layout)
-    native = _native(x, compiled, f"blocks of {layout.block}" if layout.block not in NATIVE_BLOCKS else None)
-    y: Tensor = _BlockProduct.apply(x.reshape(-1, layout.inputs), values, layout.columns, layout, native)
-    return y.reshape(*x.shape[:-1], layout.outputs)
+    width, wide = (layout.outputs, layout.inputs) if turned else (layout.inputs, layout.outputs)
+    _check(x, values, layout, width, ("cpu", "cuda"))
+    path = block_path(x, compiled, layout.block)
+    y: Tensor = _BlockProduct.apply(x.reshape(-1, width), values, layout.columns, layout, path, turned)
+    return y.reshape(*x.shape[:-1], wide)
 
 
 def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | None = None) -> Tensor:
@@ -42,43 +56,59 @@ def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | No
         ValueError: as ``block_linear``.
     """
     x = _as_autocast(x)
-    _check(x, values, layout)
+    _check(x, values, layout, layout.inputs, ("cpu",))
     native = _native(x, compiled, None)
     y: Tensor = _CsrProduct.apply(x.reshape(-1, layout.inputs), values, layout.columns, layout, native)
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
 class _BlockProduct(torch.autograd.Function):
+    """Of flat, checked arguments: what ``block_linear`` calls."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: BlockLayout, native: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: BlockLayout, path: Path, turned: bool
+    ) -> Tensor:
         # columns is saved so that autograd refuses a backward pass through blocks that have moved meanwhile.
         ctx.save_for_backward(x, values, columns)
-        ctx.layout, ctx.native = layout, native
-        weights = values.detach().to(x.dtype)
-        with torch.autocast("cpu", enabled=False):
-            if not native:
-                return torch_path.block_forward(x, weights, layout)
-            lists, blocks = layout.indices().forward, weights.reshape(-1, layout.block, layout.block).contiguous()
-            return torch.ops.nt_sparse.block_product(
-                _rows(x), blocks, lists.pointers, lists.index, lists.slots, layout.outputs, True
-            )
+        ctx.layout, ctx.path, ctx.turned = layout, path, turned
+        with torch.autocast(x.device.type, enabled=False):
+            return (block_product_turned if turned else block_product)(x, values.detach().to(x.dtype), layout, path)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, values, _ = ctx.saved_tensors
-        layout, dx, dw = ctx.layout, None, None
-        with torch.autocast("cpu", enabled=False):
+        layout, path, dx, dw = ctx.layout, ctx.path, None, None
+        with torch.autocast(dy.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                dx = _block_input_gradient(dy, values.to(dy.dtype), layout, ctx.native)
+                back = block_product if ctx.turned else block_product_turned
+                dx = back(dy, values.to(dy.dtype), layout, path)
             if ctx.needs_input_grad[1]:
-                dw = block_weight_gradient(dy, x, layout, ctx.native).to(values.dtype)
-        return dx, dw, None, None, None
+                outer, inner = (x, dy) if ctx.turned else (dy, x)
+                dw = block_weight_gradient(outer, inner, layout, path).to(values.dtype)
+        return dx, dw, None, None, None, None
 
 
-def _block_input_gradient(dy: Tensor, weights: Tensor, layout: BlockLayout, native: bool) -> Tensor:
-    if not native:
+def block_product(x: Tensor, weights: Tensor, layout: BlockLayout, path: Path) -> Tensor:
+    """x · Wᵀ: x [tokens, inputs] to [tokens, outputs]."""
+    if path == "torch":
+        return torch_path.block_forward(x, weights, layout)
+    if path == "triton":
+        return triton_path.block_forward(x, weights, layout)
+    lists, blocks = layout.indices().forward, weights.reshape(-1, layout.block, layout.block).contiguous()
+    found: Tensor = torch.ops.nt_sparse.block_product(
+        _rows(x), blocks, lists.pointers, lists.index, lists.slots, layout.outputs, True
+    )
+    return found
+
+
+def block_product_turned(dy: Tensor, weights: Tensor, layout: BlockLayout, path: Path) -> Tensor:
+    """dy · W: dy [tokens, outputs] to [tokens, inputs]."""
+    if path == "torch":
         return torch_path.block_input_gradient(dy, weights, layout)
+    if path == "triton":
+        return triton_path.block_input_gradient(dy, weights, layout)
     lists, blocks = layout.indices().backward, weights.reshape(-1, layout.block, layout.block).contiguous()
     found: Tensor = torch.ops.nt_sparse.block_product(
         _rows(dy), blocks, lists.pointers, lists.index, lists.slots, layout.inputs, False
@@ -86,10 +116,12 @@ def _block_input_gradient(dy: Tensor, weights: Tensor, layout: BlockLayout, nati
     return found
 
 
-def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, native: bool) -> Tensor:
+def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, path: Path) -> Tensor:
     """The gradient of the active blocks for dy [tokens, outputs] and x [tokens, inputs], at least float32."""
-    if not native:
+    if path == "torch":
         return torch_path.block_weight_gradient(dy, x, layout)
+    if path == "triton":
+        return triton_path.block_weight_gradient(dy, x, layout)
     indices = layout.indices()
     found: Tensor = torch.ops.nt_sparse.block_gradient(
         _rows(dy), _rows(x), indices.rows, indices.forward.index, layout.block
@@ -138,15 +170,19 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _as_autocast(x: Tensor) -> Tensor:
-    if x.device.type == "cpu" and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled("cpu"):
-        return x.to(torch.get_autocast_dtype("cpu"))
+    device = x.device.type
+    if device in ("cpu", "cuda") and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
     return x
 
 
-def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout) -> None:
-    if x.device.type != "cpu" or values.device.type != "cpu":
+def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, width: int, devices: tuple[str, ...]) -> None:
+    """``width``: what the last dimension of x has to be; ``devices``: where these products run."""
+    if x.device.type not in devices or not x.device == values.device == layout.columns.device:
+        where = " and on ".join({"cpu": "the CPU", "cuda": "CUDA devices"}[device] for device in devices)
         raise ValueError(
-            f"x is on {x.device} and the values are on {values.device}: these products run on the CPU; move both there"
+            f"x is on {x.device}, the values are on {values.device} and the layout's columns on "
+            f"{layout.columns.device}: these products run on {where}; move all three to one of them"
         )
     fitting = values.dtype == x.dtype or (x.dtype, values.dtype) == (torch.bfloat16, torch.float32)
     if x.dtype not in TYPES or not fitting:
@@ -154,15 +190,35 @@ def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout) -> None:
             f"x is {_name(x)} and the values are {_name(values)}: both must be float32, bfloat16 or float64, "
             "or bfloat16 for x and float32 for the values"
         )
-    if x.dim() < 1 or x.shape[-1] != layout.inputs:
-        raise ValueError(
-            f"x is {list(x.shape)}, but the layer has {layout.inputs} inputs: they must be x's last dimension"
-        )
+    if x.dim() < 1 or x.shape[-1] != width:
+        raise ValueError(f"x is {list(x.shape)}, but the layer has {width} inputs: they must be x's last dimension")
     if values.shape != layout.shape:
         raise ValueError(
             f"the values are {list(values.shape)}, but the layout has {list(layout.shape)}: "
             "make the values with layout.from_dense, or as zeros of layout.shape"
         )
+
+
+def block_path(x: Tensor, wanted: bool | None, block: int) -> Path:
+    """Who multiplies blocks for ``x``: kernels where there are any, unless ``wanted`` decides.
+
+    Raises:
+        ValueError: kernels are demanded that there are none of.
+    """
+    obstacle = f"blocks of {block}" if block not in NATIVE_BLOCKS else None
+    if x.device.type == "cpu" and not triton_path.interpreting():
+        return "compiled" if _native(x, wanted, obstacle) else "torch"
+    if x.dtype not in triton_path.TYPES:
+        obstacle = _name(x)
+    if is_fake(x):  # of a rehearsal, which pretends a GPU with all that belongs to it
+        return "torch" if obstacle or wanted is False else "triton"
+    if wanted and obstacle:
+        raise ValueError(f"there are no Triton kernels for {obstacle}; leave `compiled` out to run in plain torch")
+    if wanted is False or obstacle or not triton_path.available():
+        if wanted:
+            raise ValueError("the Triton kernels cannot run (told above); leave `compiled` out to run in plain torch")
+        return "torch"
+    return "triton"
 
 
 def _native(x: Tensor, wanted: bool | None, obstacle: str | None) -> bool:
