@@ -51,7 +51,7 @@ def _indices(rows: Tensor, columns: Tensor, row_count: int, column_count: int) -
     slots = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
     order = torch.sort(columns, stable=True).indices
     forward = Lists(_pointers(rows, row_count), columns.int(), slots)
-    backward = Lists(_pointers(columns, column_count), rows[order].int(), order.int())
+    backward = Lists(_pointers(columns, column_count), rows.gather(0, order).int(), order.int())
     return Indices(forward, backward, rows.int())
 
 
@@ -125,9 +125,9 @@ class BlockLayout:
             LayoutError: a column outside the layer, or twice in one row.
         """
         if self._indices is None or self._version != self.columns._version:
-            if not is_fake(self.columns):  # of a rehearsal: there are no numbers to look at
-                self._check_columns()
-            rows = torch.arange(self.block_rows, device=self.columns.device)[:, None].expand(-1, self.fan_in).flatten()
+            self._check_columns()
+            rows = torch.arange(self.block_rows, device=self.columns.device)
+            rows = rows.unsqueeze(1).expand(-1, self.fan_in).flatten()
             self._indices = _indices(rows, self.columns.flatten().long(), self.block_rows, self.block_columns)
             self._version = self.columns._version
         return self._indices
@@ -164,6 +164,8 @@ class BlockLayout:
 
     def _check_columns(self) -> None:
         low, high = self.columns.aminmax()
+        if is_fake(low):  # in a rehearsal, where there are no numbers to look at
+            return
         if low < 0 or high >= self.block_columns:
             raise LayoutError(
                 f"columns holds {int(low if low < 0 else high)}, but {self.inputs} inputs in blocks of {self.block} "

@@ -41,9 +41,9 @@ def block_linear(
     Raises:
         ValueError: shapes, types or devices that do not fit, or kernels demanded that there are none of.
     """
-    x = _as_autocast(x)
+    x = as_autocast(x)
     width, wide = (layout.outputs, layout.inputs) if turned else (layout.inputs, layout.outputs)
-    _check(x, values, layout, width, ("cpu", "cuda"))
+    check(x, values, layout, width, ("cpu", "cuda"))
     path = block_path(x, compiled, layout.block)
     y: Tensor = _BlockProduct.apply(x.reshape(-1, width), values, layout.columns, layout, path, turned)
     return y.reshape(*x.shape[:-1], wide)
@@ -55,8 +55,8 @@ def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | No
     Raises:
         ValueError: as ``block_linear``.
     """
-    x = _as_autocast(x)
-    _check(x, values, layout, layout.inputs, ("cpu",))
+    x = as_autocast(x)
+    check(x, values, layout, layout.inputs, ("cpu",))
     native = _native(x, compiled, None)
     y: Tensor = _CsrProduct.apply(x.reshape(-1, layout.inputs), values, layout.columns, layout, native)
     return y.reshape(*x.shape[:-1], layout.outputs)
@@ -169,15 +169,24 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _as_autocast(x: Tensor) -> Tensor:
+def as_autocast(x: Tensor) -> Tensor:
+    """``x`` in the type that autocast computes in, where it is on."""
     device = x.device.type
     if device in ("cpu", "cuda") and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
 
 
-def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, width: int, devices: tuple[str, ...]) -> None:
-    """``width``: what the last dimension of x has to be; ``devices``: where these products run."""
+def check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, width: int, devices: tuple[str, ...]) -> None:
+    """Raise unless the arguments of a product fit one another.
+
+    Args:
+        width: what the last dimension of x has to be.
+        devices: kinds of devices that the product runs on.
+
+    Raises:
+        ValueError: what does not fit, and what to do.
+    """
     if x.device.type not in devices or not x.device == values.device == layout.columns.device:
         where = " and on ".join({"cpu": "the CPU", "cuda": "CUDA devices"}[device] for device in devices)
         raise ValueError(
@@ -206,12 +215,12 @@ def block_path(x: Tensor, wanted: bool | None, block: int) -> Path:
         ValueError: kernels are demanded that there are none of.
     """
     obstacle = f"blocks of {block}" if block not in NATIVE_BLOCKS else None
+    if is_fake(x):  # in a rehearsal, which needs shapes only and knows them of this path
+        return "triton"
     if x.device.type == "cpu" and not triton_path.interpreting():
         return "compiled" if _native(x, wanted, obstacle) else "torch"
     if x.dtype not in triton_path.TYPES:
         obstacle = _name(x)
-    if is_fake(x):  # of a rehearsal, which pretends a GPU with all that belongs to it
-        return "torch" if obstacle or wanted is False else "triton"
     if wanted and obstacle:
         raise ValueError(f"there are no Triton kernels for {obstacle}; leave `compiled` out to run in plain torch")
     if wanted is False or obstacle or not triton_path.available():

@@ -64,17 +64,20 @@ def weight_gradient(dy: Tensor, x: Tensor, joined: BlockLayout, heads: int, inpu
 
 def block_forward(x: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     """x [tokens, inputs] to y [tokens, outputs]."""
-    return forward(padded(x, layout.block)[None], values, layout, 1, 1)[0, :, : layout.outputs]
+    y = forward(padded(x, layout.block).unsqueeze(0), values, layout, 1, 1)
+    return y.squeeze(0).narrow(1, 0, layout.outputs)
 
 
 def block_input_gradient(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     """dy [tokens, outputs] to dx [tokens, inputs]."""
-    return input_gradient(padded(dy, layout.block)[None], values, layout, 1, 1)[0, :, : layout.inputs]
+    dx = input_gradient(padded(dy, layout.block).unsqueeze(0), values, layout, 1, 1)
+    return dx.squeeze(0).narrow(1, 0, layout.inputs)
 
 
 def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout) -> Tensor:
     """The gradient of ``values``, float32."""
-    return weight_gradient(padded(dy, layout.block)[None], padded(x, layout.block)[None], layout, 1, 1)
+    outer, inner = padded(dy, layout.block).unsqueeze(0), padded(x, layout.block).unsqueeze(0)
+    return weight_gradient(outer, inner, layout, 1, 1)
 
 
 def padded(x: Tensor, block: int) -> Tensor:
