@@ -39,12 +39,12 @@ def block_norms(
         )
     block, columns = layout.block, layout.block_columns
     right = x.detach().bfloat16()
-    found = torch.empty(layout.block_rows, columns, dtype=torch.float32)
+    found = torch.empty(layout.block_rows, columns, dtype=torch.float32, device=dy.device)
     step = max(1, piece_bytes // (block * layout.inputs * 2))
     for row in range(0, layout.block_rows, step):
         last = min(row + step, layout.block_rows)
         left = dy.detach()[:, row * block : last * block].bfloat16()
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(dy.device.type, enabled=False):
             piece = left.t() @ right
         if reduce is not None:
             reduce(piece)

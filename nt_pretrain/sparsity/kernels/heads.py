@@ -105,7 +105,7 @@ def heads_linear(
             raise ValueError(f"the Triton kernels need a CUDA device, x is on {x.device}: leave `by` out")
         parts = [x] * count if shared else list(x.unbind(0))
         each_head = zip(parts, values, heads.layouts, strict=True)
-        return torch.stack([linear.block_linear(part, own, layout, None, turned) for part, own, layout in each_head])
+        return torch.stack([linear.block_linear(part, own, layout, turned=turned) for part, own, layout in each_head])
     between = x.shape[:-1] if shared else x.shape[1:-1]
     flat = x.reshape(1 if shared else count, -1, width)
     if turned and shared:

@@ -5,6 +5,8 @@ Blocks run on the CPU and on CUDA devices, single weights on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,13 +21,18 @@ NATIVE_BLOCKS = (16, 32, 64, 128)
 NATIVE_TYPES = (torch.float32, torch.bfloat16)
 TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
-
 Path = Literal["compiled", "triton", "torch"]
 """Who multiplies blocks: compiled kernels of the CPU, Triton's of a GPU, or plain torch anywhere."""
 
 
 def block_linear(
-    x: Tensor, values: Tensor, layout: BlockLayout, compiled: bool | None = None, turned: bool = False
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    compiled: bool | None = None,
+    *,
+    turned: bool = False,
+    scoring: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """x [..., inputs] to y [..., outputs], in the type of x (of autocast, where it is on).
 
@@ -35,18 +42,19 @@ def block_linear(
         layout: its columns on the device of x.
         compiled: True demands kernels (compiled ones on the CPU, Triton's on a GPU), False plain torch; None takes
             kernels where they are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
-        turned: the product with the layout's transpose instead, y = x · W: x [..., outputs] to y [..., inputs]. For
-            layers with a constant fan-out, which are kept as the layout of their transpose.
+        turned: ``layout`` and ``values`` are those of the transpose: x [..., layout.outputs] to y [..., layout.inputs].
+        scoring: called in the backward pass with the two matrices (left [tokens, layout.outputs], right [tokens,
+            layout.inputs]) of which leftᵀ · right is the dense gradient, as ``layout`` has it.
 
     Raises:
         ValueError: shapes, types or devices that do not fit, or kernels demanded that there are none of.
     """
     x = as_autocast(x)
-    width, wide = (layout.outputs, layout.inputs) if turned else (layout.inputs, layout.outputs)
-    check(x, values, layout, width, ("cpu", "cuda"))
-    path = block_path(x, compiled, layout.block)
-    y: Tensor = _BlockProduct.apply(x.reshape(-1, width), values, layout.columns, layout, path, turned)
-    return y.reshape(*x.shape[:-1], wide)
+    check(x, values, layout, layout.outputs if turned else layout.inputs, ("cpu", "cuda"))
+    width = layout.inputs if turned else layout.outputs
+    product = BlockProduct(layout, block_path(x, compiled, layout.block), turned)
+    y: Tensor = _BlockFunction.apply(x.reshape(-1, x.shape[-1]), values, layout.columns, product, scoring)
+    return y.reshape(*x.shape[:-1], width)
 
 
 def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | None = None) -> Tensor:
@@ -62,66 +70,85 @@ def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | No
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
-class _BlockProduct(torch.autograd.Function):
-    """Of flat, checked arguments: what ``block_linear`` calls."""
+@dataclass(frozen=True)
+class BlockProduct:
+    """The three products of a layer of blocks: by W, and where the layout is ``turned`` by its transpose."""
 
+    layout: BlockLayout
+    path: Path
+    turned: bool
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """``weights`` are values of the type of x."""
+        return self._times(x, weights, by_row=not self.turned)
+
+    def input_gradient(self, dy: Tensor, weights: Tensor) -> Tensor:
+        return self._times(dy, weights, by_row=self.turned)
+
+    def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
+        """At least float32, of the layout's shape."""
+        left, right = self.sides(dy, x)
+        return block_weight_gradient(left, right, self.layout, self.path)
+
+    def sides(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrices of which leftᵀ · right is the dense gradient, as the layout has it."""
+        return (x, dy) if self.turned else (dy, x)
+
+    def _times(self, x: Tensor, weights: Tensor, *, by_row: bool) -> Tensor:
+        layout = self.layout
+        with torch.autocast(x.device.type, enabled=False):
+            if self.path != "compiled":
+                products = triton_path if self.path == "triton" else torch_path
+                product = products.block_forward if by_row else products.block_input_gradient
+                return product(x, weights, layout)
+            indices = layout.indices()
+            lists, width = (indices.forward, layout.outputs) if by_row else (indices.backward, layout.inputs)
+            blocks = weights.reshape(-1, layout.block, layout.block).contiguous()
+            found: Tensor = torch.ops.nt_sparse.block_product(
+                _rows(x), blocks, lists.pointers, lists.index, lists.slots, width, by_row
+            )
+            return found
+
+
+def block_products(x: Tensor, layout: BlockLayout) -> BlockProduct:
+    """The products themselves, without autograd, for functions that have a backward pass of their own."""
+    return BlockProduct(layout, block_path(x, None, layout.block), turned=False)
+
+
+class _BlockFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: BlockLayout, path: Path, turned: bool
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        columns: Tensor,
+        product: BlockProduct,
+        scoring: Callable[[Tensor, Tensor], None] | None,
     ) -> Tensor:
         # columns is saved so that autograd refuses a backward pass through blocks that have moved meanwhile.
         ctx.save_for_backward(x, values, columns)
-        ctx.layout, ctx.path, ctx.turned = layout, path, turned
-        with torch.autocast(x.device.type, enabled=False):
-            return (block_product_turned if turned else block_product)(x, values.detach().to(x.dtype), layout, path)
+        ctx.product, ctx.scoring = product, scoring
+        return product.forward(x, values.detach().to(x.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, values, _ = ctx.saved_tensors
-        layout, path, dx, dw = ctx.layout, ctx.path, None, None
-        with torch.autocast(dy.device.type, enabled=False):
-            if ctx.needs_input_grad[0]:
-                back = block_product if ctx.turned else block_product_turned
-                dx = back(dy, values.to(dy.dtype), layout, path)
-            if ctx.needs_input_grad[1]:
-                outer, inner = (x, dy) if ctx.turned else (dy, x)
-                dw = block_weight_gradient(outer, inner, layout, path).to(values.dtype)
-        return dx, dw, None, None, None, None
-
-
-def block_product(x: Tensor, weights: Tensor, layout: BlockLayout, path: Path) -> Tensor:
-    """x · Wᵀ: x [tokens, inputs] to [tokens, outputs]."""
-    if path == "torch":
-        return torch_path.block_forward(x, weights, layout)
-    if path == "triton":
-        return triton_path.block_forward(x, weights, layout)
-    lists, blocks = layout.indices().forward, weights.reshape(-1, layout.block, layout.block).contiguous()
-    found: Tensor = torch.ops.nt_sparse.block_product(
-        _rows(x), blocks, lists.pointers, lists.index, lists.slots, layout.outputs, True
-    )
-    return found
-
-
-def block_product_turned(dy: Tensor, weights: Tensor, layout: BlockLayout, path: Path) -> Tensor:
-    """dy · W: dy [tokens, outputs] to [tokens, inputs]."""
-    if path == "torch":
-        return torch_path.block_input_gradient(dy, weights, layout)
-    if path == "triton":
-        return triton_path.block_input_gradient(dy, weights, layout)
-    lists, blocks = layout.indices().backward, weights.reshape(-1, layout.block, layout.block).contiguous()
-    found: Tensor = torch.ops.nt_sparse.block_product(
-        _rows(dy), blocks, lists.pointers, lists.index, lists.slots, layout.inputs, False
-    )
-    return found
+        product, dx, dw = ctx.product, None, None
+        if ctx.needs_input_grad[0]:
+            dx = product.input_gradient(dy, values.to(dy.dtype))
+        if ctx.needs_input_grad[1]:
+            with torch.autocast(dy.device.type, enabled=False):
+                dw = product.weight_gradient(dy, x).to(values.dtype)
+        if ctx.scoring is not None:
+            ctx.scoring(*product.sides(dy, x))
+        return dx, dw, None, None, None
 
 
 def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, path: Path) -> Tensor:
     """The gradient of the active blocks for dy [tokens, outputs] and x [tokens, inputs], at least float32."""
-    if path == "torch":
-        return torch_path.block_weight_gradient(dy, x, layout)
-    if path == "triton":
-        return triton_path.block_weight_gradient(dy, x, layout)
+    if path != "compiled":
+        return (triton_path if path == "triton" else torch_path).block_weight_gradient(dy, x, layout)
     indices = layout.indices()
     found: Tensor = torch.ops.nt_sparse.block_gradient(
         _rows(dy), _rows(x), indices.rows, indices.forward.index, layout.block
