@@ -124,5 +124,5 @@ def test_a_faster_way_that_does_not_fit_is_named_and_not_advised() -> None:
     assert advice.fastest(config_of(), found) == "block 16"
     text = advice.in_full(config_of(), found)
     assert "faster, but this configuration cannot use it: block 64: " in text
-    assert "not divisible into 64 x 64 blocks" in text
+    assert "model.intermediate 96 is not divisible into blocks of 64" in text
     assert advice.refusal(config_of(), "block 128, stk") == "no option of a run chooses it"
