@@ -7,6 +7,8 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.rehearsal.calibrate import Calibration, Kind
 
 SINGLE = "single weights"
+CLOSE = 0.05
+"""Differences in time that a calibration does not tell apart."""
 
 
 def options_of(way: str) -> dict[str, str | int]:
@@ -129,6 +131,9 @@ def _verdict(config: Config, found: Calibration) -> str:
     gain = "" if best == "masked" else f", {total(found, 'masked') / total(found, best):.2f} times as fast as masked"
     told.append(f"fastest: {best}: {_time(total(found, best))} a micro-batch for all sparse matrices{gain}{heads}")
     told.append(f"to use it: {overrides(best)}")
+    close = [way for way in ways(found)[1:] if way != best and total(found, way) <= (1 + CLOSE) * total(found, best)]
+    if usable := [way for way in close if options_of(way) and way not in refused]:
+        told.append(f"within {CLOSE:.0%} of it, which another calibration may reverse: {', '.join(usable)}")
     if best.startswith("block"):
         told.append("blocks and single weights learn differently well: docs/QUALITY.md")
     return "\n".join(told)

@@ -108,6 +108,9 @@ def test_the_fastest_that_a_run_can_go_is_named_with_its_options() -> None:
     assert "to use it: sparsity.backend=block sparsity.unit=16 sparsity.balance=line" in text
     assert "4.50 times as fast as masked, 3 heads cost 0.75 of one dense head" in text
     assert advice.of_one_head(found, "masked") == pytest.approx(3 * 9 / 8)
+    assert "within 5% of it" not in text
+    tied = advice.in_full(config_of(), found_with(block_16=2.0, masked=2.05))
+    assert "within 5% of it, which another calibration may reverse: masked" in tied
     assert advice.fastest(config_of(), found_with(masked=1.0)) == "masked"
     assert advice.overrides("masked") == "sparsity.backend=masked"
 
