@@ -22,10 +22,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.blocks import block_modules
 from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.mesh import Ranks, lay_mesh
-from nt_pretrain.parallel.shard import held_part, own_heads, placed_model, set_last_micro_batch
-from nt_pretrain.rehearsal.traffic import by_axis, of_update
+from nt_pretrain.parallel.shard import blocks_of, held_part, own_heads, placed_model, set_last_micro_batch
+from nt_pretrain.rehearsal.traffic import by_axis, of_block_update, of_update
 from nt_pretrain.rehearsal.watch import Sent, Traffic, Watch
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
 from nt_pretrain.train.ema import Average
@@ -101,7 +102,10 @@ def rehearse(config: Config, world: int, rank: int = 0) -> Rehearsal:
         model = placed_model(config, ranks)
         with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
             memory, traffic, layers = _run(config, ranks, model, plan, watch)
-        return Rehearsal(plan, memory, by_axis(traffic, ranks), of_update(layers, ranks, config))
+        update = of_update(layers, ranks, config)
+        if blocks := {name: budget for name, budget in blocks_of(config).items() if name in block_modules(model)}:
+            update = of_block_update(blocks, ranks, config)
+        return Rehearsal(plan, memory, by_axis(traffic, ranks), update)
 
 
 @contextmanager
@@ -122,8 +126,11 @@ def _run(
     moments = watch.live - weights
     averaged = Average.of(dict(optimizer.shards), config.train.ema_decay) if config.train.ema_decay > 0.0 else None
     average = watch.live - weights - moments
+    _place_blocks(model, ranks)
+    blocks = block_modules(model)
     budgets = budgets_at(config, shapes_of(config.model), 0)
-    layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
+    masked = [name for name in budgets if name in parameters and name not in blocks]
+    layers = [empty_layer(name, budgets[name], held_part(parameters[name])) for name in masked]
     stored = watch.live
     kept, before = 0, {}
     if plan.accumulation > 1:
@@ -152,6 +159,13 @@ def _run(
         snapshot=plan.memory.snapshot,
     )
     return memory, traffic, layers
+
+
+def _place_blocks(model: MultiHead, ranks: Ranks) -> None:
+    """Let layers of which only the active blocks exist have them somewhere: where is no matter without values."""
+    for module in block_modules(model).values():
+        lines, fan = module.weight.shape[:2]
+        module.place(torch.zeros(lines // ranks.sizes.tensor, fan, dtype=torch.int32))
 
 
 def _micro_batch(config: Config, ranks: Ranks, model: MultiHead, *, last: bool) -> None:

@@ -6,6 +6,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.rehearsal.watch import Sent, Traffic
+from nt_pretrain.sparsity.block_budget import BlockBudget
 from nt_pretrain.sparsity.topology import SparseLayer
 
 SELECTION_PASSES = 6
@@ -57,3 +58,27 @@ def of_update(layers: list[SparseLayer], ranks: Ranks, config: Config) -> Sent:
     everyone = 2 * 2 * 8 * config.model.heads * len(layers)  # digests of all layers, compared by all ranks
     reports = REPORT_BYTES * len(layers) * (sizes.head - 1)
     return total + Sent(everyone + reports, 1 + 2 * (sizes.head > 1)) if sizes.world > 1 else total
+
+
+def of_block_update(budgets: dict[str, BlockBudget], ranks: Ranks, config: Config) -> Sent:
+    """The same for layers of which only the active blocks exist, those of ``budgets``, held here.
+
+    Growth by gradient reduces the dense gradient of each layer to the ranks that hold its lines; where blocks are is
+    then told to all that multiply with them.
+    """
+    sizes, total = ranks.sizes, Sent()
+    exact = config.parallel.deterministic_reduce or config.train.precision == "fp64"
+    scored, wide = config.sparsity.grow != "random", 8 if exact else 4
+    for name, budget in budgets.items():
+        width = sizes.shard * (sizes.head if part_of(name) == "trunk" else 1)
+        each = -(-(budget.lines // sizes.tensor) // width)
+        gradient = wide * each * budget.across * budget.unit**2
+        size = (width - 1) * 4 * each * budget.fan + scored * (width - 1) * gradient
+        size += scored * 2 * (sizes.replicate - 1) * gradient // sizes.replicate
+        # Sums of some numbers, over all ranks that hold a part of the layer.
+        size += 8 * SMALL_SUMS * 4 * (width * sizes.tensor * sizes.replicate > 1)
+        total += Sent(size, (width > 1) * (1 + scored) + scored * (sizes.replicate > 1))
+    everyone = 2 * 2 * 8 * config.model.heads * len(budgets)
+    reports = REPORT_BYTES * len(budgets) * (sizes.head - 1)
+    many = 2 * SMALL_SUMS + 1 + 2 * (sizes.head > 1)
+    return total + Sent(everyone + reports, many) if sizes.world > 1 else total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,14 +12,16 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.rehearsal.step import rehearse
 from nt_pretrain.rehearsal.traffic import by_axis
 from nt_pretrain.rehearsal.watch import Sent, Watch
+from nt_pretrain.sparsity.block_budget import line_budgets
+from nt_pretrain.train.change import change_topology
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import micro_batch_backward, set_last_micro_batch
 from tests.gloo import run_ranks
-from tests.train.worlds import change
 
 
 def tiny(**sections: dict[str, Any]) -> Config:
@@ -40,17 +43,32 @@ def watched(rank: int, world: int, config: Config) -> tuple[dict[str, Sent], int
     micro, length = config.train.micro_batch, config.data.sequence_length
     tokens = torch.randint(0, config.model.vocab_size, (micro, length), generator=torch.Generator().manual_seed(rank))
     parts = config.train.global_batch // ranks.sizes.data // micro
-    with Watch() as step:
-        for part in range(parts):
-            set_last_micro_batch(state.model, part == parts - 1)
-            micro_batch_backward(
-                state.model, config, Inputs(tokens, tokens, torch.zeros_like(tokens)), 1.0, ranks.head_group
-            )
+
+    def backward(scores: GrowthScores | None) -> Watch:
+        with Watch() as watch:
+            for part in range(parts):
+                set_last_micro_batch(state.model, part == parts - 1)
+                if scores is not None:
+                    scores.last = part == parts - 1
+                micro_batch_backward(
+                    state.model, config, Inputs(tokens, tokens, torch.zeros_like(tokens)), 1.0, ranks.head_group
+                )
+        return watch
+
+    step, scores, extra = backward(None), None, Sent()
+    if state.blocks:  # the scores of growth come with the gradients of an update step
+        scores = GrowthScores(config, ranks)
+        scores.listen(state.model, on=True)
+        extra = total(backward(scores)) + total(step) * -1
     with Watch() as update:
-        change(state, config, ranks, 1)
+        change_topology(state, config, ranks, 1, scores)
         state.digest(ranks)
-    sums = update.traffic.values()
-    return by_axis(step.traffic, ranks), sum(each.bytes for each in sums), sum(each.calls for each in sums)
+    sent = total(update) + extra
+    return by_axis(step.traffic, ranks), sent.bytes, sent.calls
+
+
+def total(watch: Watch) -> Sent:
+    return sum(watch.traffic.values(), Sent())
 
 
 MESHES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -60,6 +78,9 @@ MESHES: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor": (4, {"tensor": 2}),
     "head": (4, {"head": 2}),
     "blocks": (2, {"unit": 16}),
+    "only blocks": (2, {"unit": 16, "backend": "block", "balance": "line"}),
+    "only blocks, tensor": (4, {"unit": 16, "backend": "block", "balance": "line", "tensor": 2}),
+    "only blocks, replicate": (4, {"unit": 16, "backend": "block", "balance": "line", "replicate": 2}),
     "recomputed": (2, {"activation_checkpoint": "full"}),
 }
 
@@ -69,7 +90,8 @@ def test_real_ranks_send_what_was_rehearsed(name: str) -> None:
     world, options = MESHES[name]
     sections: dict[str, dict[str, Any]] = {"train": {}, "sparsity": {}, "parallel": {}}
     for key, value in options.items():
-        sections[{"global_batch": "train", "unit": "sparsity"}.get(key, "parallel")][key] = value
+        section = {"global_batch": "train", "unit": "sparsity", "backend": "sparsity", "balance": "sparsity"}
+        sections[section.get(key, "parallel")][key] = value
     config = tiny(**sections)
     rehearsed = rehearse(config, world)
     for step, update, calls in run_ranks(watched, world, config, timeout=120):
@@ -105,3 +127,17 @@ def test_heads_alone_are_sent_less_under_head_parallelism() -> None:
 def test_an_axis_of_one_rank_sends_nothing() -> None:
     assert rehearse(tiny(), 1).traffic == {}
     assert set(rehearse(tiny(parallel={"tensor": 2}), 2).traffic) == {"tensor"}
+
+
+def test_of_blocks_only_the_active_are_sent() -> None:
+    """In the proportion of the parameters that exist, norms included."""
+    sent, parameters = {}, {}
+    for backend in ("masked", "block"):
+        config = tiny(sparsity={"density": 0.4, "unit": 16, "backend": backend, "balance": "line"})
+        sent[backend] = rehearse(config, 2).traffic["shard"].bytes
+        active = line_budgets(shapes_of(config.model), config.sparsity) if backend == "block" else {}
+        parameters[backend] = sum(
+            active[name].active * 16**2 if name in active else math.prod(shape)
+            for name, shape in shapes_of(config.model).items()
+        )
+    assert sent["block"] / sent["masked"] == pytest.approx(parameters["block"] / parameters["masked"], rel=0.05)
