@@ -24,9 +24,10 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import threads_of_rank
 from nt_pretrain.rehearsal import advice
-from nt_pretrain.rehearsal.calibrate import NothingToTime, calibrate, matrices_of
+from nt_pretrain.rehearsal.calibrate import calibrate
 from nt_pretrain.rehearsal.forecast import HOP, LATENCY, RATE_SHARE, Assumptions, forecast
 from nt_pretrain.rehearsal.machines import MACHINES, Machine
+from nt_pretrain.rehearsal.matrices import NothingToTime, matrices_of
 from nt_pretrain.rehearsal.report import fits, growth, in_full
 from nt_pretrain.rehearsal.step import rehearse
 from nt_pretrain.sparsity.capabilities import capabilities, report
@@ -103,8 +104,12 @@ def configuration(options: argparse.Namespace, world: int) -> Config:
     return config
 
 
-def _assumptions(options: argparse.Namespace, machine: Machine) -> str:
-    return (
+def _assumptions(options: argparse.Namespace, machine: Machine, config: Config) -> str:
+    blocks = (
+        "sparsity.backend: block: products are forecast as dense ones, so the step is an upper bound; --here times "
+        "them on a machine that is there.\n"
+    )
+    return (blocks if config.sparsity.backend == "block" else "") + (
         f"assumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their "
         f"rates, {LATENCY * 1e6:.0f} us a collective and {HOP * 1e6:.0f} us a rank it passes, nodes of "
         f"{machine.devices_per_node}, network {machine.network * 8e-9:g} Gbit/s a device. Measure before you buy."
@@ -147,7 +152,7 @@ def main(arguments: list[str]) -> int:
         rehearsal = rehearse(config, world)
         found.append((rehearsal, forecast(config, rehearsal, machine, Assumptions(options.efficiency))))
     print(in_full(*found[0], machine) if len(found) == 1 else growth(found, machine))
-    print(f"\n{_assumptions(options, machine)}")
+    print(f"\n{_assumptions(options, machine, configs[0][1])}")
     nodes = -(-options.world[0] // machine.devices_per_node)
     launcher = f"torchrun --nnodes {nodes} --nproc-per-node {min(options.world[0], machine.devices_per_node)}"
     print(f"to train: {shlex.join([*launcher.split(), 'launch/pretrain.py', options.config, *options.overrides])}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nt_pretrain.config.checks import problems
 from nt_pretrain.config.schema import Config
-from nt_pretrain.rehearsal.calibrate import Calibration, Kind
+from nt_pretrain.rehearsal.calibrate import Calibration
+from nt_pretrain.rehearsal.matrices import Kind
 
 SINGLE = "single weights"
 CLOSE = 0.05

@@ -8,16 +8,8 @@ import torch
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.rehearsal import advice
-from nt_pretrain.rehearsal.calibrate import (
-    Calibration,
-    Kind,
-    Matrices,
-    NothingToTime,
-    Timed,
-    calibrate,
-    matrices_of,
-    ways_of,
-)
+from nt_pretrain.rehearsal.calibrate import Calibration, Timed, calibrate, ways_of
+from nt_pretrain.rehearsal.matrices import Kind, Matrices, NothingToTime, matrices_of
 from tests.contract import ROOT
 
 SMALL = ["model.hidden=64", "model.intermediate=96", "sparsity.scope=heads"]
