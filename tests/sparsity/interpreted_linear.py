@@ -79,9 +79,12 @@ def test_moved_blocks_are_seen_and_no_backward_goes_through_them() -> None:
     assert near(block_linear(x, values, layout), x, layout.to_dense(values).t())
 
 
-def heads_of(outputs: int, inputs: int, block: int, fan_in: int, count: int) -> tuple[HeadsLayout, list[Tensor]]:
-    layouts = tuple(layout_of(outputs, inputs, block, fan_in, head) for head in range(count))
-    weights = [draw((outputs, inputs), 10 + head, torch.float32) for head in range(count)]
+def heads_of(
+    outputs: int, inputs: int, block: int, fan_in: int, count: int, device: str = "cpu"
+) -> tuple[HeadsLayout, list[Tensor]]:
+    drawn = [layout_of(outputs, inputs, block, fan_in, head) for head in range(count)]
+    layouts = tuple(BlockLayout(outputs, inputs, block, each.columns.to(device)) for each in drawn)
+    weights = [draw((outputs, inputs), 10 + head, torch.float32).to(device) for head in range(count)]
     return HeadsLayout(layouts), [each.from_dense(own) for each, own in zip(layouts, weights, strict=True)]
 
 
@@ -97,7 +100,7 @@ def ensure_heads(x: Tensor, heads: HeadsLayout, values: list[Tensor], by: str | 
             each = zip(parts, own, heads.layouts, strict=True)
             made = [block_linear(a, b, c, compiled=False, turned=how.get("turned", False)) for a, b, c in each]
             y = torch.stack(made)
-        y.backward(draw(tuple(y.shape), 7, x.dtype))
+        y.backward(draw(tuple(y.shape), 7, x.dtype).to(x.device))
         results.append([y.detach(), inputs.grad, *(each.grad for each in own)])
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -76,6 +76,33 @@ def test_layers_on_a_gpu(dtype: torch.dtype, turned: bool) -> None:
     ensure_right(draw((3, 50, 200 if turned else 130), 0, dtype).cuda(), layout, turned)
 
 
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("by", ["triton", "stk"])
+@pytest.mark.parametrize(("shared", "turned"), [(False, False), (True, False), (False, True)])
+def test_heads_together_on_a_gpu(by: str, shared: bool, turned: bool) -> None:
+    if by == "stk":
+        pytest.importorskip("stk")
+    heads, values = heads_of(256, 384, 128, 2, 3, device="cuda")
+    width = 256 if turned else 384
+    x = draw((300, width) if shared else (3, 300, width), 0, torch.float32).cuda()
+    ensure_heads(x, heads, values, by, shared=shared, turned=turned)
+
+
+def test_without_triton_plain_torch_is_named_once_with_the_extra() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+from nt_pretrain.sparsity.kernels import triton_path
+sys.stderr = sys.stdout
+print(triton_path.available(), triton_path.available())
+"""
+    first, second = run_alone("-c", code).splitlines()
+    assert first.startswith("sparse products on this GPU run in plain torch, with the same numbers but slower: ")
+    assert first.endswith("pip install 'nt-pretrain[gpu]'") and second == "False False"
+
+
 def test_single_weights_stay_on_the_cpu() -> None:
     from nt_pretrain.sparsity.kernels.layout import layout_of_mask
 
