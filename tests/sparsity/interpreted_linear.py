@@ -88,7 +88,9 @@ def heads_of(
     return HeadsLayout(layouts), [each.from_dense(own) for each, own in zip(layouts, weights, strict=True)]
 
 
-def ensure_heads(x: Tensor, heads: HeadsLayout, values: list[Tensor], by: str | None, **how: bool) -> None:
+def ensure_heads(
+    x: Tensor, heads: HeadsLayout, values: list[Tensor], by: str | None, close: float = 1e-4, **how: bool
+) -> None:
     """Together as one by one: outputs and all gradients."""
     results = []
     for together in (True, False):
@@ -103,7 +105,7 @@ def ensure_heads(x: Tensor, heads: HeadsLayout, values: list[Tensor], by: str | 
         y.backward(draw(tuple(y.shape), 7, x.dtype).to(x.device))
         results.append([y.detach(), inputs.grad, *(each.grad for each in own)])
     for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, wanted, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("turned", [False, True])

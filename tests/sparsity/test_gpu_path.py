@@ -87,7 +87,8 @@ def test_heads_together_on_a_gpu(by: str, shared: bool, turned: bool) -> None:
     heads, values = heads_of(256, 384, 128, 2, 3, device="cuda")
     width = 256 if turned else 384
     x = draw((300, width) if shared else (3, 300, width), 0, torch.float32).cuda()
-    ensure_heads(x, heads, values, by, shared=shared, turned=turned)
+    # On a GPU stk multiplies float32 in TF32, which keeps 10 bits; sums here are of some ten.
+    ensure_heads(x, heads, values, by, close=0.1 if by == "stk" else 1e-4, shared=shared, turned=turned)
 
 
 def test_without_triton_plain_torch_is_named_once_with_the_extra() -> None:
