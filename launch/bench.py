@@ -2,6 +2,7 @@
                                         launch/bench.py update [--model 60m_sparse] [--precision fp32] [--repeats 7]
                                         launch/bench.py checkpoint [--model 60m_sparse] [--repeats 7]
                                         launch/bench.py layer [--precision bf16] [--plain-torch] [--repeats 7]
+                                        launch/bench.py layer --device cuda [--tokens 8192 32768] [--repeats 7]
                                         launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
@@ -19,6 +20,8 @@ write of as many bytes.
 `layer` times, in the same way, one linear layer 1024 x 2752 with 2048 tokens, forward and both backward products, with
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
 thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
+`layer --device cuda` times layers of one and three heads on the GPU, in bf16, with 8,192 and 32,768 tokens: our Triton
+kernels, stk's and torch's block-sparse products against the dense and the masked layer, with the rates they reach.
 
 `pictures` times, in the same way, one training step of our ResNets (dense M=1, TreeNet and sparse M=3) and of a plain
 torch loop over the same dense network, on the GPU where there is one.
@@ -46,6 +49,7 @@ from bench_data import DataOptions, bench_data
 from bench_explain import explain
 from bench_images import bench_images, jpeg_sets
 from bench_layer import TYPES, bench_layer
+from bench_layer_gpu import bench_layer_gpu
 from bench_pictures import SHAPES as PICTURE_SHAPES
 from bench_pictures import bench_pictures
 from bench_step import SHAPES, bench_step
@@ -53,6 +57,7 @@ from bench_update import bench_update
 
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.parallel.mesh import leave
+from nt_pretrain.sparsity.capabilities import capabilities, report
 
 
 def main() -> None:
@@ -71,6 +76,8 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=1024, help="for `data` (%(default)s)")
     parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
     parser.add_argument("--plain-torch", action="store_true", help="`layer` without the compiled kernels")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for `layer` (%(default)s)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32_768], help="for `layer --device cuda`")
     parser.add_argument("--explain", action="store_true", help="`layer`: operations and bytes against measured peaks")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
@@ -92,6 +99,13 @@ def main() -> None:
         ]
     elif options.what == "images":
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
+    elif options.what == "layer" and options.device == "cuda":
+        if not torch.cuda.is_available():
+            print(f"there is no CUDA device here; what runs:\n{report(capabilities())}", file=sys.stderr)
+            sys.exit(2)
+        results = []
+        for precision in options.precision or ["bf16"]:
+            results += bench_layer_gpu(precision, options.tokens, options.repeats, torch.device("cuda"))
     elif options.what == "layer":
         compiled = False if options.plain_torch else None
         results = []
