@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nt_pretrain.sparsity.kernels import build, torch_path
+from nt_pretrain.sparsity.kernels.csr_slots import CsrSlots
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout
 
 NATIVE_BLOCKS = (16, 32, 64, 128)
@@ -35,7 +36,7 @@ def block_linear(x: Tensor, values: Tensor, layout: BlockLayout, compiled: bool 
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
-def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | None = None) -> Tensor:
+def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout | CsrSlots, compiled: bool | None = None) -> Tensor:
     """x [..., inputs] to y [..., outputs] for ``values`` [active weights]; otherwise as ``block_linear``.
 
     Raises:
@@ -44,7 +45,8 @@ def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | No
     x = _as_autocast(x)
     _check(x, values, layout)
     native = _native(x, compiled, None)
-    y: Tensor = _CsrProduct.apply(x.reshape(-1, layout.inputs), values, layout.columns, layout, native)
+    places = layout.ids if isinstance(layout, CsrSlots) else layout.columns
+    y: Tensor = _CsrProduct.apply(x.reshape(-1, layout.inputs), values, places, layout, native)
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
@@ -99,8 +101,10 @@ def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, native: bo
 
 class _CsrProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: CsrLayout, native: bool) -> Tensor:
-        ctx.save_for_backward(x, values, columns)
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, places: Tensor, layout: CsrLayout | CsrSlots, native: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, values, places)
         ctx.layout, ctx.native = layout, native
         weights = values.detach().to(x.dtype)
         with torch.autocast("cpu", enabled=False):
@@ -126,7 +130,8 @@ class _CsrProduct(torch.autograd.Function):
             elif ctx.needs_input_grad[0]:
                 dx = torch_path.csr_input_gradient(dy, weights, layout)
             if ctx.needs_input_grad[1] and ctx.native:
-                dw = ops.csr_gradient(_rows(dy), _rows(x), indices.forward.pointers, indices.forward.index)
+                lists = indices.forward
+                dw = ops.csr_gradient(_rows(dy), _rows(x), lists.pointers, lists.index, lists.slots)
             elif ctx.needs_input_grad[1]:
                 dw = torch_path.csr_weight_gradient(dy, x, layout)
         return dx, None if dw is None else dw.to(values.dtype), None, None, None
@@ -143,7 +148,7 @@ def _as_autocast(x: Tensor) -> Tensor:
     return x
 
 
-def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout) -> None:
+def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout | CsrSlots) -> None:
     if x.device.type != "cpu" or values.device.type != "cpu":
         raise ValueError(
             f"x is on {x.device} and the values are on {values.device}: these products run on the CPU; move both there"
