@@ -102,6 +102,16 @@ class SparsitySection(Section):
         Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "output"], Density
     ] = Field(default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget.")
     unit: Literal[1, 16, 32, 64, 128] = Field(1, description="What is dropped and grown: 1 weight, or a b x b block.")
+    backend: Literal["masked", "block"] = Field(
+        "masked",
+        description="masked: dense matrices with zeros, the reference. block: only active blocks exist, in memory, in "
+        "products and in what ranks send one another.",
+    )
+    balance: Literal["layer", "line"] = Field(
+        "layer",
+        description="layer: the best units of a whole layer are active. line: as many blocks in every block row (of "
+        "layers that end a residual branch: in every block column), as backend: block needs.",
+    )
     drop: Literal["magnitude", "soft_magnitude"] = Field("magnitude", description="How units to drop are chosen.")
     temperature: Annotated[float, Field(gt=0)] = Field(
         3.0, description="Exponent T of soft_magnitude: units stay with weights |w|**T (successive sampling)."

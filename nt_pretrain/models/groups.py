@@ -30,3 +30,12 @@ def part_of(name: str) -> str:
     """``"trunk"`` or ``"heads.0"``, ``"heads.1"``, ...: who owns the parameter."""
     parts = name.split(".")
     return "trunk" if parts[0] == "trunk" else ".".join(parts[:2])
+
+
+def balance_of(name: str) -> Literal["row", "col"]:
+    """Along what a layer has as many active blocks in every line, where lines are balanced: block rows, or, for the
+    layers that end a residual branch, block columns.
+
+    Tensor parallelism cuts the former along their rows and the latter along their columns, so ranks get as much work.
+    """
+    return "col" if name.removesuffix(".weight").split(".")[-1] in ("out", "down") else "row"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.models.llama import Block, Context, RMSNorm
-from nt_pretrain.models.loss import linear_cross_entropy_sum
+from nt_pretrain.models.loss import linear_cross_entropy_sum, matrix_cross_entropy_sum
+from nt_pretrain.sparsity.layers import BlockMatrix, SparseLinear
 
 
 class Trunk(nn.Module):
@@ -62,8 +63,12 @@ class Head(nn.Module):
 
     def loss_sum(self, x_BTH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
         """Sum of the token losses of normalised hidden states; see :meth:`forward`."""
-        hidden_NH = x_BTH.reshape(-1, x_BTH.shape[-1])
-        return linear_cross_entropy_sum(hidden_NH, self.output.weight, targets_BT.reshape(-1), chunk=chunk)
+        hidden_NH, targets_N = x_BTH.reshape(-1, x_BTH.shape[-1]), targets_BT.reshape(-1)
+        output: nn.Module = self.output
+        if isinstance(output, SparseLinear):
+            matrix = BlockMatrix(output, output.weight.detach())
+            return matrix_cross_entropy_sum(hidden_NH, output.weight, matrix, targets_N, chunk=chunk)
+        return linear_cross_entropy_sum(hidden_NH, self.output.weight, targets_N, chunk=chunk)
 
 
 class MultiHead(nn.Module):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nt_pretrain.counter_random import CHUNK, distinct32, key_of
+from nt_pretrain.counter_random import CHUNK
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.topology import Held, SparseLayer, digest_factors
 

@@ -78,7 +78,10 @@ def ensure_possible(sparsity: SparsitySection) -> None:
     """
     wrong = {
         f"unit: {sparsity.unit}": (sparsity.unit != 1, "slots hold single weights"),
-        "grow: momentum": (sparsity.grow == "momentum", "weights that are not active have none; set gradient or random"),
+        "grow: momentum": (
+            sparsity.grow == "momentum",
+            "weights that are not active have none; set gradient or random",
+        ),
         "grown_moments: warm": (
             sparsity.grown_moments == "warm",
             "it needs moments of weights that are not active; set mean or zero",

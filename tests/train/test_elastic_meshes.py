@@ -103,7 +103,7 @@ def load_all(rank: int, world: int, configs: dict[str, Config], folder: Path) ->
             saved = newest_valid(folder / source, group=ranks.control)
             assert saved is not None and saved.skipped == []
             load_tensors(saved.path, state.checkpoint_tensors(), group=ranks.control)
-            state.restore(saved.state)
+            state.restore(saved.state, ranks)
             position = Position.from_json(saved.state["position"])
             loader = TrainLoader(config, rank=ranks.data_rank, world=ranks.sizes.data, position=position)
             found[source, name] = snapshot(state, ranks, next(iter(loader)).tokens)
