@@ -14,7 +14,7 @@ from nt_pretrain.config.schema import SparsitySection
 from nt_pretrain.sparsity.block_budget import BlockBudget
 from nt_pretrain.sparsity.block_topology import BlockLayer, draw_layer, layer_of_table, oriented
 from nt_pretrain.sparsity.block_update import choose_blocks
-from nt_pretrain.sparsity.topology import SparseLayer
+from nt_pretrain.sparsity.topology import SparseLayer, mask_
 from nt_pretrain.sparsity.update import LayerChange, LayerTensors, changes, settle, unit_values
 
 
@@ -57,6 +57,9 @@ def update_lines(
         layer.active.copy_(_table_of(blocks, move.columns, torch.ones_like(move.kept)))
         layer.explored |= layer.active
     settle(moving, before, kept, tensors, sparsity, group)
+    for layer, stay in zip(moving, kept, strict=True):
+        # As where grown blocks did not exist in this step's backward pass: they are first trained in the next one.
+        mask_(tensors[layer.name].gradient, layer.elements(stay))
     return changes(layers, before, group)
 
 

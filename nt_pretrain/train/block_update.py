@@ -9,6 +9,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.parallel.blocks import publish, topologies
 from nt_pretrain.parallel.collectives import exact_sums, sum_integers
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.shard import local
 from nt_pretrain.sparsity.block_topology import BlockLayer, oriented
 from nt_pretrain.sparsity.block_update import BlockMove, BlockTensors, block_norms, choose_blocks, move_blocks
 from nt_pretrain.sparsity.update import LayerChange
@@ -47,11 +48,13 @@ def update_blocks(
 
 
 def _tensors(state: TrainState, layer: BlockLayer) -> BlockTensors:
+    gradient = state.parameters[layer.name].grad
     return BlockTensors(
         state.optimizer.shards[layer.name].detach(),
         state.optimizer.first_moment(layer.name),
         state.optimizer.second_moment(layer.name),
         state.average.values[layer.name] if state.average is not None else None,
+        None if gradient is None else local(gradient),
     )
 
 
