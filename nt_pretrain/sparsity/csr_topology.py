@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nt_pretrain.config.schema import SparsitySection
 from nt_pretrain.counter_random import CHUNK
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.topology import Held, SparseLayer, digest_factors
@@ -115,3 +116,29 @@ def part(count: int, parts: int, number: int) -> range:
     """
     size = -(-count // parts)
     return range(min(number * size, count), min((number + 1) * size, count))
+
+
+def ensure_possible(sparsity: SparsitySection) -> None:
+    """Refuse settings that need what only the masked backend has.
+
+    Raises:
+        ValueError: blocks, growth by momentum, warm moments, a density schedule.
+    """
+    wrong = {
+        f"unit: {sparsity.unit}": (sparsity.unit != 1, "slots hold single weights"),
+        "grow: momentum": (
+            sparsity.grow == "momentum",
+            "weights that are not active have none; set gradient or random",
+        ),
+        "grown_moments: warm": (
+            sparsity.grown_moments == "warm",
+            "it needs moments of weights that are not active; set mean or zero",
+        ),
+        f"density_schedule: {sparsity.density_schedule}": (
+            sparsity.density_schedule != "constant",
+            "the number of weights is fixed with the shape of the parameters; set constant",
+        ),
+    }
+    for setting, (is_set, why) in wrong.items():
+        if is_set:
+            raise ValueError(f"sparsity.{setting} is not possible with the block backend: {why}")

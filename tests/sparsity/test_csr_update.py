@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nt_pretrain.config.schema import SparsitySection
+from nt_pretrain.parallel.candidates import Choice, candidates
+from nt_pretrain.parallel.single import draw_layers, gathered_slots
 from nt_pretrain.sparsity import csr_update
 from nt_pretrain.sparsity.budget import LayerBudget
-from nt_pretrain.sparsity.csr_topology import CsrLayer, layer_of_ids, part
-from nt_pretrain.sparsity.csr_update import Choice, CsrTensors, candidates, gathered_slots
+from nt_pretrain.sparsity.csr_topology import CsrLayer, ensure_possible, layer_of_ids, part
+from nt_pretrain.sparsity.csr_update import CsrTensors
 from nt_pretrain.sparsity.topology import Held, SparseLayer, digest, empty_layer
 from nt_pretrain.sparsity.update import LayerTensors, draw, update
 from tests.gloo import run_ranks
@@ -96,7 +98,7 @@ def csr_run(rank: int, world: int, options: SparsitySection, seed: int, rate: fl
     """The same of slots, as dense matrices."""
     group = torch.distributed.group.WORLD if world > 1 else None
     budgets = budgets_of(seed)
-    layers = csr_update.draw(budgets, seed=seed, group=group)
+    layers = draw_layers(budgets, seed=seed, group=group)
     history = [{name: (mask_of(layer), {}, None, layer.digest()) for name, layer in layers.items()}]
     slot_ids = []
     for step in range(steps):
@@ -184,7 +186,7 @@ def test_the_same_on_several_ranks(world, alone):
 
 def test_momentum_of_sgd_and_no_average():
     budget = LayerBudget((6, 7), 1, 42, 20)
-    layers = csr_update.draw({"a": budget}, seed=0, group=None)
+    layers = draw_layers({"a": budget}, seed=0, group=None)
     held = {"a": CsrTensors(torch.arange(20.0), torch.ones(20))}
     choice = Choice(SparsitySection(density=0.5, grow="random", just_dropped="exclude"), 0.25, 0, 1)
     told = csr_update.update(list(layers.values()), held, {}, choice, None)["a"]
@@ -212,7 +214,7 @@ def test_what_is_not_possible_is_told():
         ({"density_schedule": "cosine"}, "density_schedule: cosine"),
     ):
         with pytest.raises(ValueError, match=words):
-            csr_update.ensure_possible(SparsitySection(density=0.5, **options))
+            ensure_possible(SparsitySection(density=0.5, **options))
     budget = LayerBudget((3, 4), 1, 12, 5)
     with pytest.raises(ValueError, match=r"numbers of weights are \[4\], the budget has 5"):
         layer_of_ids("a", budget, torch.arange(4), range(3))
