@@ -76,7 +76,7 @@ class BlockMatrix:
     def __init__(self, layer: SparseLinear, weight: Tensor) -> None:
         assert layer.layout is not None, "no blocks were placed"
         assert not layer.turned, "an output layer is balanced by row"
-        self.weight, self.scoring = weight, layer.scoring
+        self.weight, self.scoring, self.rows = weight, layer.scoring, layer.layout.outputs
         self.products = block_products(weight, layer.layout)
         self.total: Tensor | None = None
         self.dense: Tensor | None = None
