@@ -17,7 +17,7 @@ from nt_pretrain.counter_random import distinct32, key_of
 from nt_pretrain.parallel.select import Pool, select_largest
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.csr_topology import CsrLayer
-from nt_pretrain.sparsity.scores import magnitude_codes
+from nt_pretrain.sparsity.scores import code, magnitude_codes
 from nt_pretrain.sparsity.topology import SparseLayer
 
 
@@ -47,52 +47,71 @@ class Choice:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Weights of the rows held here that may grow: their numbers [n] int64 and codes [n] int32
-    (:mod:`nt_pretrain.sparsity.scores`), and their slots, int64, -1 for those that are not active now.
+    """Weights of the rows held here that may grow.
+
+    Attributes:
+        ids: [n] int64, their numbers.
+        slots: [n] int64, their slots; -1 for those that are not active now.
+        gradients: [n], their mean gradients; zeros where growth is random and nobody asks for them.
+        lots: [n] int32, codes (:mod:`nt_pretrain.sparsity.scores`) of what grows at random; zeros if nothing does.
     """
 
     ids: Tensor
-    codes: Tensor
     slots: Tensor
+    gradients: Tensor
+    lots: Tensor
 
 
-def candidates(layer: CsrLayer, gradient: Tensor, choice: Choice) -> Candidates:
-    """What may grow of the rows held here, by the magnitude of their dense mean gradient [rows, inputs].
+def candidates(layer: CsrLayer, gradient: Tensor | None, choice: Choice) -> Candidates:
+    """What may grow of the rows held here, by the magnitude of their dense mean gradient [rows, inputs], and at random.
 
-    That are the inactive weights with the largest gradients, as many as the layer grows, and the active ones, since
-    those that will be dropped may win their places back. Where equal gradients compete, tie breakers of the update
-    decide here as they do over all ranks.
+    That are as many inactive weights with the largest gradients, and as many with the largest lots, as an update could
+    take, and the active ones, since those that will be dropped may win their places back. Where equals compete, tie
+    breakers of the update decide here as they do over all ranks.
+
+    Args:
+        gradient: None where ``sparsity.grow`` is random.
 
     Raises:
         ValueError: a gradient of other rows.
     """
-    if tuple(gradient.shape) != (len(layer.rows), layer.inputs):
+    if gradient is not None and tuple(gradient.shape) != (len(layer.rows), layer.inputs):
         raise ValueError(
             f"{layer.name}: rows of the dense gradient are {list(gradient.shape)}, [{len(layer.rows)}, {layer.inputs}] "
             "expected"
         )
     drops = choice.drops(layer.budget)
+    lucky = choice.by_chance(drops)
     slots = layer.own_slots()
     grid = layer.grid(layer.ids[slots])
-    codes = magnitude_codes(gradient, ~grid.active)
-    positions = best(grid, codes, choice.ties(layer, "grow tie"), drops - choice.by_chance(drops))
-    found = Candidates(grid.unit_index(positions), codes[positions], torch.full_like(positions, -1))
-    if choice.sparsity.just_dropped == "exclude":
-        return found
-    ids = layer.ids[slots]
-    own = gradient.reshape(-1)[ids - layer.rows.start * layer.inputs]
+    free, first = ~grid.active, layer.rows.start * layer.inputs
+    flat = None if gradient is None else gradient.reshape(-1)
+    picked = torch.zeros_like(free)
+    if flat is not None:
+        picked |= best(grid, magnitude_codes(flat, free), choice.ties(layer, "grow tie"), drops - lucky)
+    bits = None
+    if lucky:
+        bits = grid.random_bits(choice.seed, choice.step, "grow")
+        # Some of them may be taken for their gradients.
+        picked |= best(grid, code(bits, free), choice.ties(layer, "grow random tie"), drops)
+    positions, at = picked.nonzero().view(-1), torch.empty(0, dtype=torch.int64)
+    if choice.sparsity.just_dropped != "exclude":
+        at = slots
+    positions = torch.cat([positions, layer.ids[at] - first])
+    every = torch.ones_like(positions, dtype=torch.bool)
     return Candidates(
-        torch.cat([found.ids, ids]),
-        torch.cat([found.codes, magnitude_codes(own, torch.ones_like(own, dtype=torch.bool))]),
-        torch.cat([found.slots, slots]),
+        positions + first,
+        torch.cat([torch.full((len(positions) - len(at),), -1), at]),
+        torch.zeros(len(positions)) if flat is None else flat[positions],
+        torch.zeros(len(positions), dtype=torch.int32) if bits is None else code(bits[positions], every),
     )
 
 
 def best(grid: SparseLayer, codes: Tensor, ties: int, most: int) -> Tensor:
-    """Positions (int64) of the ``most`` largest of ``codes``, or of all candidates if there are fewer."""
+    """The ``most`` largest of ``codes``, or all candidates if there are fewer: bool, of all weights of ``grid``."""
     wanted = min(most, int(torch.count_nonzero(codes)))
     pool = Pool(grid.name, codes, lambda positions: grid.tie_breaker(positions, ties), wanted)
-    return select_largest([pool], None)[0].nonzero().view(-1)
+    return select_largest([pool], None)[0]
 
 
 def pool_of(name: str, ids: Tensor, codes: Tensor, ties: int, wanted: int) -> Pool:

@@ -87,7 +87,7 @@ def draw_layers(budgets: dict[str, LayerBudget], *, seed: int, group: dist.Proce
         grid = CsrLayer(name, budget, empty, rows, empty).grid(empty)
         codes = code(grid.random_bits(seed, "first topology"), ~grid.active)
         ties = key_of(seed, "first topology tie", name)
-        positions = best(grid, codes, ties, budget.active)
+        positions = best(grid, codes, ties, budget.active).nonzero().view(-1)
         numbers.append(grid.unit_index(positions))
         pools.append(pool_of(name, numbers[-1], codes[positions], ties, budget.active))
     chosen = [ids[flags] for ids, flags in zip(numbers, select_largest(pools, group), strict=True)]
@@ -98,14 +98,16 @@ def draw_layers(budgets: dict[str, LayerBudget], *, seed: int, group: dist.Proce
 
 
 def gathered_lists(lists: list[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
-    """Each of ``lists`` (int64, of any lengths, as many on every rank) joined over the ranks, in their order."""
+    """Each of ``lists`` (flat, of any lengths and one dtype, as many on every rank) joined over the ranks, in their
+    order.
+    """
     ranks = width(group)
     if ranks == 1:
         return lists
     lengths = gathered(torch.tensor([[len(each) for each in lists]], dtype=torch.int64), 0, group)
     most = int(lengths.sum(1).max())
-    own = torch.zeros(most, dtype=torch.int64)
     joined = torch.cat(lists)
+    own = joined.new_zeros(most)
     own[: len(joined)] = joined
     by_rank = gathered(own, 0, group).view(ranks, most)
     pieces = [row[: int(many.sum())].split(many.tolist()) for row, many in zip(by_rank, lengths, strict=True)]

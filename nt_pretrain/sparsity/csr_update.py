@@ -15,25 +15,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nt_pretrain.counter_random import key_of
-from nt_pretrain.parallel.candidates import Candidates, Choice, best, pool_of
+from nt_pretrain.parallel.candidates import Candidates, Choice, candidates, pool_of
 from nt_pretrain.parallel.collectives import exact_sums, sum_integers
 from nt_pretrain.parallel.select import select_largest
 from nt_pretrain.parallel.single import gathered_lists, gathered_slots, held_slots
 from nt_pretrain.sparsity.csr_topology import CsrLayer, ensure_possible
-from nt_pretrain.sparsity.scores import code, drawn_codes, magnitude_codes
+from nt_pretrain.sparsity.scores import drawn_codes, magnitude_codes
 from nt_pretrain.sparsity.topology import LayerChange, mask_
 
 
 @dataclass
 class CsrTensors:
-    """Of one layer and the slots held here (:func:`nt_pretrain.parallel.single.held_slots`): values, moments and
-    average, as many numbers each, plain tensors that autograd does not record. SGD has no second moment.
+    """Of one layer and the slots held here (:func:`nt_pretrain.parallel.single.held_slots`): values, moments, average
+    and gradient, as many numbers each, plain tensors that autograd does not record. SGD has no second moment.
     """
 
     values: Tensor
     first_moment: Tensor
     second_moment: Tensor | None = None
     average: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 def update(
@@ -48,9 +49,10 @@ def update(
 
     Args:
         layers: all layers, in the same order on every rank. Those with all weights active are left alone.
-        tensors: for each layer name values, moments and average of the slots held here.
-        may_grow: for each layer name what :mod:`nt_pretrain.parallel.candidates` found, unless ``sparsity.grow`` is
-            random.
+        tensors: for each layer name what the slots held here have.
+        may_grow: for each layer name what :mod:`nt_pretrain.parallel.candidates` found in its dense gradient, with
+            which grown weights go into this step; empty where ``sparsity.grow`` is random, which asks for none: then
+            they are first trained in the next step.
 
     Raises:
         ValueError: settings of :func:`nt_pretrain.sparsity.csr_topology.ensure_possible`.
@@ -61,11 +63,14 @@ def update(
     if not moving:
         return changes
     kept = _kept(moving, tensors, choice, group)
+    if choice.sparsity.grow == "random":
+        may_grow = {layer.name: candidates(layer, None, choice) for layer in moving}
     grown = _grown(moving, kept, may_grow, choice, group)
-    moves = [_in_slots(layer, stay, new, choice) for layer, stay, new in zip(moving, kept, grown, strict=True)]
-    _settle(moving, [stays for stays, _ in moves], tensors, choice, group)
+    moves = [_in_slots(*each, choice) for each in zip(moving, kept, *grown, strict=True)]
+    _settle(moving, moves, tensors, choice, group)
     explored = sum_integers([layer.explored_count() for layer in moving], group, torch.device("cpu"))
-    for layer, (_, moved), seen in zip(moving, moves, explored, strict=True):
+    for layer, move, seen in zip(moving, moves, explored, strict=True):
+        moved = len(move.slots)
         changes[layer.name] = LayerChange(layer.budget.active, moved, moved, seen, layer.budget.units)
     return changes
 
@@ -98,40 +103,54 @@ def _grown(
     may_grow: dict[str, Candidates],
     choice: Choice,
     group: dist.ProcessGroup | None,
-) -> list[Tensor]:
-    """For each layer the numbers, ascending, of the weights that become active beside the kept ones."""
-    exclude = choice.sparsity.just_dropped == "exclude"
-    drops = [choice.drops(layer.budget) for layer in layers]
-    grown = [torch.empty(0, dtype=torch.int64) for _ in layers]
-    if choice.sparsity.grow != "random":
-        pools = []
-        for layer, stay, drop in zip(layers, kept, drops, strict=True):
-            found = may_grow[layer.name]
-            open_ = (found.slots < 0) | ~stay[found.slots.clamp(min=0)]
-            codes = found.codes.masked_fill(~open_, 0)
-            wanted = drop - choice.by_chance(drop)
-            pools.append(pool_of(layer.name, found.ids, codes, choice.ties(layer, "grow tie"), wanted))
-        picked = select_largest(pools, group)
-        grown = [may_grow[layer.name].ids[flags] for layer, flags in zip(layers, picked, strict=True)]
-    if any(choice.by_chance(drop) for drop in drops):
-        pools, numbers = [], []
-        for layer, stay, new, drop in zip(layers, kept, grown, drops, strict=True):
-            grid = layer.grid(torch.cat([layer.ids if exclude else layer.ids[stay], new]))
-            codes = code(grid.random_bits(choice.seed, choice.step, "grow"), ~grid.active)
-            ties, wanted = choice.ties(layer, "grow random tie"), choice.by_chance(drop)
-            positions = best(grid, codes, ties, wanted)
-            numbers.append(grid.unit_index(positions))
-            pools.append(pool_of(layer.name, numbers[-1], codes[positions], ties, wanted))
-        picked = select_largest(pools, group)
-        grown = [torch.cat([new, ids[flags]]) for new, ids, flags in zip(grown, numbers, picked, strict=True)]
-    # Ranks hold ascending runs of rows, so what is sorted on each is sorted when joined.
-    return gathered_lists([each.sort().values for each in grown], group)
-
-
-def _in_slots(layer: CsrLayer, kept: Tensor, grown: Tensor, choice: Choice) -> tuple[Tensor, int]:
-    """Put the weights ``grown`` (ascending) into slots; returns which slots keep their values, bool [active], and how
-    many took another weight.
+) -> tuple[list[Tensor], list[Tensor]]:
+    """For each layer the numbers, ascending, of the weights that become active beside the kept ones, and their
+    gradients (fp64).
     """
+    drops = [choice.drops(layer.budget) for layer in layers]
+    found = [may_grow[layer.name] for layer in layers]
+    open_ = [(x.slots < 0) | ~stay[x.slots.clamp(min=0)] for x, stay in zip(found, kept, strict=True)]
+    taken = [torch.zeros_like(flags) for flags in open_]
+    if choice.sparsity.grow != "random":
+        pools = [
+            pool_of(
+                layer.name, x.ids, magnitude_codes(x.gradients, flags), choice.ties(layer, "grow tie"),
+                drop - choice.by_chance(drop),
+            )
+            for layer, x, flags, drop in zip(layers, found, open_, drops, strict=True)
+        ]  # fmt: skip
+        taken = select_largest(pools, group)
+    if any(choice.by_chance(drop) for drop in drops):
+        pools = [
+            pool_of(
+                layer.name, x.ids, x.lots.masked_fill(~flags | new, 0), choice.ties(layer, "grow random tie"),
+                choice.by_chance(drop),
+            )
+            for layer, x, flags, new, drop in zip(layers, found, open_, taken, drops, strict=True)
+        ]  # fmt: skip
+        taken = [new | more for new, more in zip(taken, select_largest(pools, group), strict=True)]
+    ids, gradients = [], []
+    for x, flags in zip(found, taken, strict=True):
+        ordered = x.ids[flags].sort()
+        ids.append(ordered.values)
+        gradients.append(x.gradients[flags][ordered.indices].double())
+    # Ranks hold ascending runs of rows, so what is sorted on each is sorted when joined.
+    return gathered_lists(ids, group), gathered_lists(gradients, group)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What happens to the slots of one layer: bool [active], which keep their values; which took another weight
+    (int64, ascending), and the gradients of those weights.
+    """
+
+    keeps: Tensor
+    slots: Tensor
+    gradients: Tensor
+
+
+def _in_slots(layer: CsrLayer, kept: Tensor, grown: Tensor, gradients: Tensor, choice: Choice) -> _Move:
+    """Put the weights ``grown`` (ascending) into the slots of those that leave."""
     dropped = (~kept).nonzero().view(-1)
     old = layer.ids[dropped]
     at = torch.searchsorted(grown, old).clamp_(max=max(len(grown) - 1, 0))
@@ -144,22 +163,23 @@ def _in_slots(layer: CsrLayer, kept: Tensor, grown: Tensor, choice: Choice) -> t
     layer.remember(fresh)
     if choice.sparsity.just_dropped != "zero":
         kept = kept.index_fill(0, dropped[returned], True)
-    return kept, len(fresh)
+    return _Move(kept, freed, gradients[new])
 
 
 def _settle(
     layers: list[CsrLayer],
-    stays: list[Tensor],
+    moves: list[_Move],
     tensors: dict[str, CsrTensors],
     choice: Choice,
     group: dist.ProcessGroup | None,
 ) -> None:
     """Zero value, average and moments of the slots held here that do not keep theirs; with ``grown_moments: mean`` the
-    second moment becomes the mean of those that do.
+    second moment becomes the mean of those that do. Slots that took another weight get its gradient.
     """
     seconds, fresh, terms, counts = [], [], [], []
-    for layer, every in zip(layers, stays, strict=True):
-        held, keep = tensors[layer.name], every[held_slots(layer, group)]
+    for layer, move in zip(layers, moves, strict=True):
+        held, run = tensors[layer.name], held_slots(layer, group)
+        keep = move.keeps[run]
         for tensor in (held.values, held.average, held.first_moment, held.second_moment):
             if tensor is not None:
                 mask_(tensor, keep)
@@ -167,7 +187,11 @@ def _settle(
             seconds.append(held.second_moment)
             fresh.append(~keep)
             terms.append(layer.budget.units)
-            counts.append(int(torch.count_nonzero(every)))
+            counts.append(int(torch.count_nonzero(move.keeps)))
+        if held.gradient is not None:
+            here = (move.slots >= run.start) & (move.slots < run.stop)
+            flat = held.gradient.view(-1)
+            flat[move.slots[here] - run.start] = move.gradients[here].to(flat.dtype)
     if choice.sparsity.grown_moments == "mean" and seconds:
         sums = exact_sums(seconds, terms, group)
         for second, flags, total, count in zip(seconds, fresh, sums, counts, strict=True):

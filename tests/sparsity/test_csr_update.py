@@ -84,7 +84,7 @@ def masked_run(options: SparsitySection, seed: int, rate: float, steps: int, tie
             {
                 layer.name: (
                     layer.active.clone(),
-                    {kind: getattr(tensors[layer.name], kind) for kind in KINDS},
+                    {kind: masked(getattr(tensors[layer.name], kind), layer) for kind in (*KINDS, "gradient")},
                     told[layer.name],
                     digest(layer),
                 )
@@ -92,6 +92,10 @@ def masked_run(options: SparsitySection, seed: int, rate: float, steps: int, tie
             }
         )
     return history
+
+
+def masked(dense: Tensor, layer: SparseLayer) -> Tensor:
+    return dense * layer.active.view(layer.budget.shape)
 
 
 def csr_run(rank: int, world: int, options: SparsitySection, seed: int, rate: float, steps: int, ties: bool):
@@ -109,7 +113,7 @@ def csr_run(rank: int, world: int, options: SparsitySection, seed: int, rate: fl
             slots = part(layer.budget.active, world, rank)
             own = layer.ids[slots.start : slots.stop]
             # Two-dimensional, as parameters are.
-            held[name] = CsrTensors(*(dense[kind].view(-1)[own][:, None] for kind in KINDS))
+            held[name] = CsrTensors(*(dense[kind].view(-1)[own][:, None] for kind in (*KINDS, "gradient")))
             if options.grow != "random":
                 rows = part(layer.budget.shape[0], world, rank)
                 assert rows == layer.rows
@@ -119,8 +123,8 @@ def csr_run(rank: int, world: int, options: SparsitySection, seed: int, rate: fl
         found = {}
         for name, layer in layers.items():
             tensors = {}
-            for kind, of in zip(KINDS, ("values", "first_moment", "second_moment", "average"), strict=True):
-                flat = getattr(held[name], of).view(-1)
+            for kind in (*KINDS, *(["gradient"] if options.grow != "random" else [])):
+                flat = getattr(held[name], "values" if kind == "weight" else kind).view(-1)
                 (every,) = gathered_slots([flat], [layer.budget.active], group)
                 tensors[kind] = torch.zeros(layer.budget.shape).view(-1).index_copy(0, layer.ids, every)
             found[name] = (mask_of(layer), tensors, told[name], layer.digest())
@@ -137,8 +141,8 @@ def mask_of(layer: CsrLayer) -> Tensor:
     return flags
 
 
-def ensure_same(masked, csr) -> None:
-    for step, (ours, theirs) in enumerate(zip(csr, masked, strict=True)):
+def ensure_same(theirs_by_step, ours_by_step) -> None:
+    for step, (ours, theirs) in enumerate(zip(ours_by_step, theirs_by_step, strict=True)):
         for name, (active, tensors, told, number) in theirs.items():
             found_active, found_tensors, found_told, found_number = ours[name]
             assert torch.equal(found_active, active), (step, name)
@@ -176,10 +180,10 @@ def alone():
 def test_the_same_on_several_ranks(world, alone):
     by_rank = run_ranks(_all_cases, world)
     for at, (options, rate, seed, ties) in enumerate(CASES):
-        masked = masked_run(SparsitySection(density=0.5, **options), seed, rate, 3, ties)
+        expected = masked_run(SparsitySection(density=0.5, **options), seed, rate, 3, ties)
         for results in by_rank:
             history, slot_ids = results[at]
-            ensure_same(masked, history)
+            ensure_same(expected, history)
             for ours, theirs in zip(slot_ids, alone[at][1], strict=True):
                 assert all(torch.equal(ours[name], theirs[name]) for name in NAMES), "slots depend on the ranks"
 
