@@ -57,7 +57,7 @@ class CsrMatrix:
 
     def __init__(self, layer: CsrLinear, weight: Tensor) -> None:
         assert layer.layout is not None, "no weights were placed"
-        self.weight, self.scoring = weight, layer.scoring
+        self.weight, self.scoring, self.rows = weight, layer.scoring, layer.outputs
         self.products = csr_products(weight, layer.layout)
         self.total: Tensor | None = None
         self.dense: Tensor | None = None
@@ -152,14 +152,19 @@ def _entries(tokens: Tensor, layout: CsrSlots) -> tuple[Tensor, Tensor]:
     return lists.slots[entries].to(torch.int64), rows + lists.index[entries]
 
 
-def replace_single(root: nn.Module, budgets: dict[str, LayerBudget], prefix: str = "") -> None:
-    """Put layers of single weights in the place of those whose weights, by name behind ``prefix``, have a budget.
+def single_budgets(budgets: dict[str, LayerBudget]) -> dict[str, LayerBudget]:
+    """Those of ``budgets`` whose layers become layers of single weights.
 
-    Layers whose weights are all active stay: nothing of them could move, and dense products are faster.
+    Layers whose weights are all active stay dense: none of them could move, and dense products are faster.
     """
+    return {name: budget for name, budget in budgets.items() if budget.active < budget.units}
+
+
+def replace_single(root: nn.Module, budgets: dict[str, LayerBudget], prefix: str = "") -> None:
+    """Put layers of single weights in the place of those whose weights, by name behind ``prefix``, have a budget."""
     for path, module in list(root.named_modules()):
         budget = budgets.get(f"{prefix}{path}.weight")
-        if budget is None or budget.active == budget.units:
+        if budget is None:
             continue
         parent, _, name = path.rpartition(".")
         sparse = CsrEmbedding(budget) if isinstance(module, nn.Embedding) else CsrLinear(budget)

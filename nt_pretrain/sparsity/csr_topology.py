@@ -45,6 +45,11 @@ class CsrLayer:
         """Whether all weights are active, so that none can move."""
         return self.budget.active == self.budget.units
 
+    @property
+    def held(self) -> int:
+        """How many rows are held here."""
+        return len(self.rows)
+
     def own_slots(self) -> Tensor:
         """[n] int64, ascending: the slots whose weights lie in ``rows``."""
         return self.in_rows(self.ids).nonzero().view(-1)
