@@ -33,10 +33,10 @@ class LayerBudget:
 def sparse_names(shapes: dict[str, tuple[int, ...]], scope: str) -> list[str]:
     """Names of the parameters that are sparse under ``sparsity.scope``, in the order given. Norms never are."""
     names = [name for name, shape in shapes.items() if len(shape) >= 2]
-    if scope == "heads":
-        return [name for name in names if part_of(name) != "trunk"]
-    if scope == "no_vocab":
-        return [name for name in names if group_of(name) not in ("embedding", "output")]
+    if scope in ("heads", "head_blocks"):
+        names = [name for name in names if part_of(name) != "trunk"]
+    if scope in ("no_vocab", "head_blocks"):
+        names = [name for name in names if group_of(name) not in ("embedding", "output")]
     return names
 
 
