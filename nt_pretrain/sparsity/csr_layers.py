@@ -58,18 +58,18 @@ class CsrMatrix:
     def __init__(self, layer: CsrLinear, weight: Tensor) -> None:
         assert layer.layout is not None, "no weights were placed"
         self.weight, self.scoring, self.rows = weight, layer.scoring, layer.outputs
-        self.products = csr_products(weight, layer.layout)
+        self.layout = layer.layout
         self.total: Tensor | None = None
         self.dense: Tensor | None = None
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        return self.products.forward(hidden_NH, self.weight.view(-1))
+        return csr_products(hidden_NH, self.layout).forward(hidden_NH, self.weight.view(-1))
 
     def hidden_gradient_(self, grad_NV: Tensor, out_NH: Tensor) -> None:
-        out_NH.copy_(self.products.input_gradient(grad_NV, self.weight.view(-1)))
+        out_NH.copy_(csr_products(grad_NV, self.layout).input_gradient(grad_NV, self.weight.view(-1)))
 
     def add_weight_gradient(self, grad_NV: Tensor, hidden_NH: Tensor) -> None:
-        part = self.products.weight_gradient(grad_NV, hidden_NH)
+        part = csr_products(hidden_NH, self.layout).weight_gradient(grad_NV, hidden_NH)
         self.total = part if self.total is None else self.total.add_(part)
         if self.scoring is not None:
             # Chunks of one layer's dense gradient, the most of an update step that exists at once.
@@ -82,8 +82,7 @@ class CsrMatrix:
 
     def backward(self, scale: Tensor) -> None:
         if self.scoring is not None:
-            layout = self.products.layout
-            dense = self.weight.new_zeros(layout.outputs, layout.inputs) if self.dense is None else self.dense
+            dense = self.weight.new_zeros(self.layout.outputs, self.layout.inputs) if self.dense is None else self.dense
             self.scoring.dense(dense.mul_(scale.to(dense.dtype)))
             self.dense = None
 

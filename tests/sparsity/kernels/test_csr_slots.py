@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from nt_pretrain.sparsity.kernels.csr_slots import CsrSlots, slots_of_mask
 from nt_pretrain.sparsity.kernels.layout import LayoutError, layout_of_mask
-from nt_pretrain.sparsity.kernels.linear import csr_linear
-from tests.sparsity.kernels.reference import draw
+from nt_pretrain.sparsity.kernels.linear import csr_linear, csr_products
+from tests.sparsity.kernels.reference import draw, near
 
 SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -44,6 +44,17 @@ def test_the_bits_of_row_order(path: bool, data: st.DataObject) -> None:
         found.append((y.detach(), x.grad, layout.to_dense(values.grad)))
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tokens_of_a_layer_that_is_half_full_go_through_the_dense_matrix(
+    library: None, dtype: torch.dtype
+) -> None:
+    for density, tokens, dense in ((0.6, 64, True), (0.6, 63, False), (0.4, 64, False)):
+        layout, x = shuffled(mask_of(80, 70, density, 0), 1), draw((tokens, 70), 2, dtype)
+        weight = draw((80, 70), 3, dtype)
+        assert csr_products(x, layout).native is not dense
+        assert near(csr_linear(x, layout.from_dense(weight), layout), x, (weight * layout.mask()).t())
 
 
 def test_gradcheck() -> None:
