@@ -17,6 +17,7 @@ from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import group_of, part_of
 from nt_pretrain.parallel.mesh import wants_cuda
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.train.active_memory import active_budgets, growth_bytes, stored_elements, topology_bytes
 from nt_pretrain.train.picture_memory import picture_memory
 
 
@@ -27,9 +28,10 @@ class Memory:
     Attributes:
         weights: this rank's shard.
         gathered: whole layers in the compute dtype while they are used.
-        gradients: the shard; and, with gradient accumulation, a whole unsharded gradient, since gradients travel once.
+        gradients: the shard; and, with gradient accumulation, a whole unsharded gradient, since gradients travel once,
+            in update steps also of units that do not exist.
         moments: the shard of Adam's two moments, or of SGD's momentum.
-        topology: active and explored flags.
+        topology: active and explored flags; where only active units exist, where they are.
         activations: what trunk and one head save for their backward, for one micro-batch.
         loss: logits of one chunk of tokens, and the gradient of one output layer.
         update: scores and flags during a topology update, when activations and logits are gone.
@@ -72,7 +74,9 @@ def estimate(
     pictures = config.model.sees_pictures
     # Networks for pictures gather fp32 weights, of which autocast makes copies to compute with.
     used = stored if pictures else compute
-    held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own_shapes(shapes, sizes).items()}
+    own = own_shapes(shapes, sizes)
+    active = {name: budget for name, budget in active_budgets(config, budgets).items() if name in own}
+    held = {name: _tensor_part(name, count, sizes) for name, count in stored_elements(own, active).items()}
     shard = sum(math.ceil(count / _shards(name, sizes)) for name, count in held.items())
     groups = _gathered_groups(held)
     gradients = shard * stored
@@ -80,24 +84,28 @@ def estimate(
         gradients += sum(held.values()) * reduced
     else:
         gradients += max(*groups.values(), 0) * (used + reduced)
+    masked = {name: budget for name, budget in budgets.items() if name in held and name not in active}
     flags = sum(
         budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
-        for name, budget in budgets.items()
-        if name in held
+        for name, budget in masked.items()
     )
+    tables = [topology_bytes(x, sizes.tensor, _shards(name, sizes)) for name, x in active.items()]
+    ranks = sizes.replicate * sizes.shard * sizes.head
+    waiting, growing = growth_bytes(config, list(active.values()), ranks=ranks, accumulation=accumulation)
+    gradients += waiting
     parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute)
     moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
-    kept = shard * stored + moments + average + 2 * flags
+    kept = shard * stored + moments + average + 2 * flags + sum(saved for _, saved in tables)
     on_host = config.parallel.cpu_offload and wants_cuda(config)
     return Memory(
         weights=shard * stored,
         gathered=_gathered_elements(config, groups) * (used + compute if used > compute else compute),
         gradients=gradients,
         moments=moments,
-        topology=2 * flags,
+        topology=2 * flags + sum(each for each, _ in tables),
         activations=parts.activations,
         loss=parts.loss,
-        update=_update_bytes(budgets, held, flags, sizes),
+        update=_update_bytes(masked, held, flags, sizes) + growing,
         validation=parts.validation,
         read_off=parts.read_off,
         average=average,
@@ -128,10 +136,15 @@ def _text_memory(config: Config, sizes: MeshSizes, compute: int) -> TextMemory:
 
 
 def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBudget]) -> int:
-    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit."""
+    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit, or where
+    units are and which were ever active.
+    """
     _, stored, _ = element_bytes(config)
     weight = (1 + moment_count(config)) * stored + average_bytes(config)
-    return weight * sum(map(math.prod, shapes.values())) + 2 * sum(budget.units for budget in budgets.values())
+    active = active_budgets(config, budgets)
+    flags = 2 * sum(budget.units for name, budget in budgets.items() if name not in active)
+    tables = sum(topology_bytes(budget, 1, 1)[1] for budget in active.values())
+    return weight * sum(stored_elements(shapes, active).values()) + flags + tables
 
 
 def moment_count(config: Config) -> int:
