@@ -33,13 +33,13 @@ class GrowthScores:
             all layers are kept and added up, which a step of one micro-batch does without.
         found: layer to [L, across] fp32: norms of the blocks of the lines held here. Up to a factor common to all of a
             layer.
-        choice: how the update of this step chooses among single weights.
+        choice: how the update of this step chooses among single weights; None if there are no layers of such.
         candidates: layer to the single weights that may grow.
     """
 
     config: Config
     ranks: Ranks
-    choice: Choice
+    choice: Choice | None = None
     last: bool = False
     found: dict[str, Tensor] = field(default_factory=dict)
     candidates: dict[str, Candidates] = field(default_factory=dict)
@@ -68,6 +68,7 @@ class GrowthScores:
             return
         rows = self._stored(self._reduced(layer, gradient))
         if isinstance(layer, CsrLayer):
+            assert self.choice is not None, "single weights, but no word how to choose among them"
             self.candidates[name] = candidates(layer, rows, self.choice)
         else:
             self.found[name] = self._norms(layer, rows)
@@ -80,7 +81,8 @@ class GrowthScores:
             return gradient
         gradient = gradient.to(torch.float64 if self.exact else torch.float32)
         each = -(-(len(gradient) // unit) // count) * unit
-        padded = nn.functional.pad(gradient, (0, 0, 0, each * count - len(gradient)))
+        missing = each * count - len(gradient)
+        padded = nn.functional.pad(gradient, (0, 0, 0, missing)) if missing else gradient
         own = padded
         if count > 1:
             own = padded.new_empty(each, padded.shape[1])

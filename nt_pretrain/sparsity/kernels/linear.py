@@ -1,22 +1,29 @@
-"""y = x · Wᵀ where W's parameters are its active blocks, or its active single weights."""
+"""y = x · Wᵀ where W's parameters are its active blocks, or its active single weights.
+
+Blocks run on the CPU and on CUDA devices, single weights on the CPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
-from nt_pretrain.sparsity.kernels import build, torch_path
+from nt_pretrain.sparsity.kernels import build, few_tokens, torch_path, triton_path
 from nt_pretrain.sparsity.kernels.csr_slots import CsrSlots
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout, Lists
 
 NATIVE_BLOCKS = (16, 32, 64, 128)
 NATIVE_TYPES = (torch.float32, torch.bfloat16)
 TYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+Path = Literal["compiled", "triton", "torch"]
+"""Who multiplies blocks: compiled kernels of the CPU, Triton's of a GPU, or plain torch anywhere."""
 
 AnyCsr = CsrLayout | CsrSlots
 
@@ -40,21 +47,24 @@ def block_linear(
     Args:
         values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x: then the products
             read a rounded copy and the gradient of ``values`` is float32.
-        compiled: True demands the compiled kernels, False plain torch; None takes the compiled ones where they
-            are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
+        layout: its columns on the device of x.
+        compiled: True demands kernels (compiled ones on the CPU, Triton's on a GPU), False plain torch; None takes
+            kernels where they are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
         turned: ``layout`` and ``values`` are those of the transpose: x [..., layout.outputs] to y [..., layout.inputs].
         scoring: called in the backward pass with the two matrices (left [tokens, layout.outputs], right [tokens,
             layout.inputs]) of which leftᵀ · right is the dense gradient, as ``layout`` has it.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, or compiled kernels demanded that there are none of.
+        ValueError: shapes, types or devices that do not fit, or kernels demanded that there are none of.
     """
-    x = _as_autocast(x)
-    _check(x, values, layout, turned=turned)
-    native = _native(x, compiled, f"blocks of {layout.block}" if layout.block not in NATIVE_BLOCKS else None)
+    x = as_autocast(x)
+    check(x, values, layout, layout.outputs if turned else layout.inputs, ("cpu", "cuda"))
     width = layout.inputs if turned else layout.outputs
-    product = BlockProduct(layout, native, turned)
-    y: Tensor = _ProductFunction.apply(x.reshape(-1, x.shape[-1]), values, layout.columns, product, scoring)
+    product, rows = BlockProduct(layout, block_path(x, compiled, layout.block), turned), x.reshape(-1, x.shape[-1])
+    if torch.is_grad_enabled():
+        y: Tensor = _ProductFunction.apply(rows, values, layout.columns, product, scoring)
+    else:
+        y = product.forward(rows, values.to(x.dtype))  # a third of the overhead, which decoding feels
     return y.reshape(*x.shape[:-1], width)
 
 
@@ -73,12 +83,14 @@ def csr_linear(
     Raises:
         ValueError: as ``block_linear``.
     """
-    x = _as_autocast(x)
-    _check(x, values, layout)
+    x = as_autocast(x)
+    check(x, values, layout, layout.inputs, ("cpu",))
     rows = x.reshape(-1, layout.inputs)
     product = CsrProduct(layout, _csr_native(rows, layout, compiled))
-    places = layout.ids if isinstance(layout, CsrSlots) else layout.columns
-    y: Tensor = _ProductFunction.apply(rows, values, places, product, scoring)
+    if torch.is_grad_enabled():
+        y: Tensor = _ProductFunction.apply(rows, values, _places(layout), product, scoring)
+    else:
+        y = product.forward(rows, values.to(x.dtype))
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
@@ -87,7 +99,7 @@ class BlockProduct:
     """The three products of a layer of blocks: by W, and where the layout is ``turned`` by its transpose."""
 
     layout: BlockLayout
-    native: bool
+    path: Path
     turned: bool
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -100,7 +112,7 @@ class BlockProduct:
     def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
         """At least float32, of the layout's shape."""
         left, right = self.sides(dy, x)
-        return block_weight_gradient(left, right, self.layout, self.native)
+        return block_weight_gradient(left, right, self.layout, self.path)
 
     def sides(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The matrices of which leftᵀ · right is the dense gradient, as the layout has it."""
@@ -108,9 +120,12 @@ class BlockProduct:
 
     def _times(self, x: Tensor, weights: Tensor, *, by_row: bool) -> Tensor:
         layout = self.layout
-        with torch.autocast("cpu", enabled=False):
-            if not self.native:
-                product = torch_path.block_forward if by_row else torch_path.block_input_gradient
+        if self.path == "compiled" and few_tokens.are_few(x):
+            return few_tokens.block_product(x, weights, layout, turned=not by_row)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.path != "compiled":
+                products = triton_path if self.path == "triton" else torch_path
+                product = products.block_forward if by_row else products.block_input_gradient
                 return product(x, weights, layout)
             indices = layout.indices()
             lists, width = (indices.forward, layout.outputs) if by_row else (indices.backward, layout.inputs)
@@ -123,8 +138,7 @@ class BlockProduct:
 
 def block_products(x: Tensor, layout: BlockLayout) -> BlockProduct:
     """The products themselves, without autograd, for functions that have a backward pass of their own."""
-    native = _native(x, None, f"blocks of {layout.block}" if layout.block not in NATIVE_BLOCKS else None)
-    return BlockProduct(layout, native, turned=False)
+    return BlockProduct(layout, block_path(x, None, layout.block), turned=False)
 
 
 class _ProductFunction(torch.autograd.Function):
@@ -150,17 +164,17 @@ class _ProductFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = product.input_gradient(dy, values.to(dy.dtype))
         if ctx.needs_input_grad[1]:
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(dy.device.type, enabled=False):
                 dw = product.weight_gradient(dy, x).to(values.dtype)
         if ctx.scoring is not None:
             ctx.scoring(*product.sides(dy, x))
         return dx, dw, None, None, None
 
 
-def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, native: bool) -> Tensor:
+def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, path: Path) -> Tensor:
     """The gradient of the active blocks for dy [tokens, outputs] and x [tokens, inputs], at least float32."""
-    if not native:
-        return torch_path.block_weight_gradient(dy, x, layout)
+    if path != "compiled":
+        return (triton_path if path == "triton" else torch_path).block_weight_gradient(dy, x, layout)
     indices = layout.indices()
     found: Tensor = torch.ops.nt_sparse.block_gradient(
         _rows(dy), _rows(x), indices.rows, indices.forward.index, layout.block
@@ -180,12 +194,16 @@ class CsrProduct:
         if not self.native:
             with torch.autocast("cpu", enabled=False):
                 return torch_path.csr_forward(x, weights, self.layout)
+        if few_tokens.are_few(x):
+            return few_tokens.csr_product(x, weights, self.layout, turned=False)
         return _csr_product(x, weights, self.layout.indices().forward, self.layout.outputs)
 
     def input_gradient(self, dy: Tensor, weights: Tensor) -> Tensor:
         if not self.native:
             with torch.autocast("cpu", enabled=False):
                 return torch_path.csr_input_gradient(dy, weights, self.layout)
+        if few_tokens.are_few(dy):
+            return few_tokens.csr_product(dy, weights, self.layout, turned=True)
         return _csr_product(dy, weights, self.layout.indices().backward, self.layout.inputs)
 
     def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
@@ -219,21 +237,39 @@ def _csr_product(x: Tensor, weights: Tensor, lists: Lists, width: int) -> Tensor
     return found
 
 
+def _places(layout: BlockLayout | AnyCsr) -> Tensor:
+    """What an update of the topology changes in place."""
+    return layout.ids if isinstance(layout, CsrSlots) else layout.columns
+
+
 def _rows(x: Tensor) -> Tensor:
     """Any stride between rows is fine for the kernels, none within a row."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _as_autocast(x: Tensor) -> Tensor:
-    if x.device.type == "cpu" and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled("cpu"):
-        return x.to(torch.get_autocast_dtype("cpu"))
+def as_autocast(x: Tensor) -> Tensor:
+    """``x`` in the type that autocast computes in, where it is on."""
+    device = x.device.type
+    if device in ("cpu", "cuda") and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
     return x
 
 
-def _check(x: Tensor, values: Tensor, layout: BlockLayout | AnyCsr, *, turned: bool = False) -> None:
-    if x.device.type != "cpu" or values.device.type != "cpu":
+def check(x: Tensor, values: Tensor, layout: BlockLayout | AnyCsr, width: int, devices: tuple[str, ...]) -> None:
+    """Raise unless the arguments of a product fit one another.
+
+    Args:
+        width: what the last dimension of x has to be.
+        devices: kinds of devices that the product runs on.
+
+    Raises:
+        ValueError: what does not fit, and what to do.
+    """
+    if x.device.type not in devices or not x.device == values.device == _places(layout).device:
+        where = " and on ".join({"cpu": "the CPU", "cuda": "CUDA devices"}[device] for device in devices)
         raise ValueError(
-            f"x is on {x.device} and the values are on {values.device}: these products run on the CPU; move both there"
+            f"x is on {x.device}, the values are on {values.device} and the layout's columns on "
+            f"{_places(layout).device}: these products run on {where}; move all three to one of them"
         )
     fitting = values.dtype == x.dtype or (x.dtype, values.dtype) == (torch.bfloat16, torch.float32)
     if x.dtype not in TYPES or not fitting:
@@ -241,14 +277,35 @@ def _check(x: Tensor, values: Tensor, layout: BlockLayout | AnyCsr, *, turned: b
             f"x is {_name(x)} and the values are {_name(values)}: both must be float32, bfloat16 or float64, "
             "or bfloat16 for x and float32 for the values"
         )
-    inputs = layout.outputs if turned else layout.inputs
-    if x.dim() < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"x is {list(x.shape)}, but the layer has {inputs} inputs: they must be x's last dimension")
+    if x.dim() < 1 or x.shape[-1] != width:
+        raise ValueError(f"x is {list(x.shape)}, but the layer has {width} inputs: they must be x's last dimension")
     if values.shape != layout.shape:
         raise ValueError(
             f"the values are {list(values.shape)}, but the layout has {list(layout.shape)}: "
             "make the values with layout.from_dense, or as zeros of layout.shape"
         )
+
+
+def block_path(x: Tensor, wanted: bool | None, block: int) -> Path:
+    """Who multiplies blocks for ``x``: kernels where there are any, unless ``wanted`` decides.
+
+    Raises:
+        ValueError: kernels are demanded that there are none of.
+    """
+    obstacle = f"blocks of {block}" if block not in NATIVE_BLOCKS else None
+    if is_fake(x):  # in a rehearsal, which needs shapes only and knows them of this path
+        return "triton"
+    if x.device.type == "cpu" and not triton_path.interpreting():
+        return "compiled" if _native(x, wanted, obstacle) else "torch"
+    if x.dtype not in triton_path.TYPES:
+        obstacle = _name(x)
+    if wanted and obstacle:
+        raise ValueError(f"there are no Triton kernels for {obstacle}; leave `compiled` out to run in plain torch")
+    if wanted is False or obstacle or not triton_path.available():
+        if wanted:
+            raise ValueError("the Triton kernels cannot run (told above); leave `compiled` out to run in plain torch")
+        return "torch"
+    return "triton"
 
 
 def _native(x: Tensor, wanted: bool | None, obstacle: str | None) -> bool:
