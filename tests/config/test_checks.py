@@ -46,6 +46,16 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
             "blocks (a deep ensemble)",
         ),
         (
+            {"sparsity": {"density": 0.5, "backend": "block"}, "run": {"device": "cuda"}},
+            "run.device: cuda, but single weights (sparsity.backend: block, unit: 1) run on the CPU only; set "
+            "run.device: cpu, sparsity.backend: masked, or blocks: sparsity.unit=128 sparsity.balance=line",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "backend": "block", "grown_moments": "warm"}},
+            "sparsity.grown_moments: warm is not possible with the block backend: it needs moments of weights that are "
+            "not active; set mean or zero",
+        ),
+        (
             {"sparsity": {"density": 0.5, "unit": 64}, "model": {"intermediate": 172}},
             "sparsity.unit: model.intermediate 172 is not divisible into blocks of 64; nearest that are: 128 and 192",
         ),
