@@ -1,0 +1,295 @@
+"""Convolutions whose parameters are their active blocks of outputs × input channels, each at one tap of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nt_pretrain.sparsity.kernels import linear
+from nt_pretrain.sparsity.kernels.layout import BlockLayout, LayoutError
+from nt_pretrain.sparsity.kernels.taps import (
+    ConvLists,
+    Window,
+    backward_lists,
+    backward_taps,
+    by_column,
+    forward_lists,
+    forward_taps,
+)
+
+
+def block_conv(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    compiled: bool | None = None,
+    *,
+    scoring: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """x [B, channels, Y, X] to y [B, outputs, Y', X'], channels_last, in the type of x (of autocast, where it is on).
+
+    A kernel of 1 is a product of matrices of pixels; others gather what each tap sees, a tile of pixels at a time. The
+    kernels read channels_last: x in another layout is copied.
+
+    Args:
+        values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x, as ``block_linear``.
+        layout: of the weight as the matrix [outputs, kernel * kernel * channels] (``conv_matrix``).
+        kernel, stride, padding: of both directions.
+        compiled: as ``block_linear``.
+        scoring: called in the backward pass with the dense gradient of that matrix, in the type of x.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit, or compiled kernels demanded that there are none of.
+    """
+    x = linear._as_autocast(x)
+    _check(x, values, layout, kernel, stride, padding)
+    if kernel == 1 and padding == 0:
+        return _pointwise(x[:, :, ::stride, ::stride], values, layout, compiled, scoring)
+    obstacle = f"blocks of {layout.block}" if layout.block not in linear.NATIVE_BLOCKS else None
+    product = ConvProduct(layout, Window(kernel, stride, padding, *x.shape[2:]), linear._native(x, compiled, obstacle))
+    y: Tensor = _Conv.apply(x, values, layout.columns, product, scoring)
+    return y
+
+
+def conv_matrix(weight: Tensor) -> Tensor:
+    """[outputs, channels, k, k] as the matrix [outputs, k * k * channels] that a layout is of."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def conv_weight(matrix: Tensor, kernel: int) -> Tensor:
+    """The inverse of ``conv_matrix``, a view in channels_last memory order."""
+    return matrix.unflatten(1, (kernel, kernel, -1)).permute(0, 3, 1, 2)
+
+
+def conv_dense_gradient(
+    dy: Tensor, x: Tensor, kernel: int, stride: int, padding: int, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """The dense gradient of the weight as the matrix [outputs, kernel * kernel * channels], by torch's convolution.
+
+    Args:
+        dy: [B, outputs, Y', X'].
+        x: [B, channels, Y, X].
+        dtype: of the products and of the result.
+    """
+    shape = (dy.shape[1], x.shape[1], kernel, kernel)
+    if 0 in (*dy.shape, *x.shape):
+        return x.new_zeros(dy.shape[1], kernel * kernel * x.shape[1], dtype=dtype)
+    with torch.autocast("cpu", enabled=False):
+        gradient = _convolution_backward(
+            dy.detach().to(dtype), x.detach().to(dtype), x.new_empty(shape, dtype=dtype), stride, padding, (False, True)
+        )[1]
+    assert gradient is not None
+    return conv_matrix(gradient)
+
+
+def conv_block_norms(
+    dy: Tensor,
+    x: Tensor,
+    layout: BlockLayout,
+    kernel: int,
+    stride: int,
+    padding: int,
+    reduce: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """float32 [block rows, block columns]: the 2-norm of every block of the dense gradient, active or not.
+
+    The dense gradient of this one layer exists meanwhile, in bfloat16.
+
+    Args:
+        dy: [B, outputs, Y', X'].
+        x: [B, channels, Y, X].
+        reduce: changes the gradient (bfloat16 [outputs, kernel * kernel * channels]) in place before norms are taken,
+            such as to the mean over ranks.
+
+    Raises:
+        ValueError: shapes that do not fit the layout.
+    """
+    if dy.shape[1] != layout.outputs or kernel * kernel * x.shape[1] != layout.inputs:
+        raise ValueError(
+            f"dy is {list(dy.shape)} and x is {list(x.shape)}, but the layout has {layout.outputs} outputs and "
+            f"{layout.inputs} inputs: those must be dy's channels and {kernel} * {kernel} times x's"
+        )
+    dense = conv_dense_gradient(dy, x, kernel, stride, padding)
+    if reduce is not None:
+        reduce(dense)
+    block, rows, columns = layout.block, layout.block_rows, layout.block_columns
+    padded = F.pad(dense, (0, columns * block - layout.inputs, 0, rows * block - layout.outputs))
+    return torch.linalg.vector_norm(padded.reshape(rows, block, columns, block), dim=(1, 3), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class ConvProduct:
+    """The three products of a convolution with active blocks over pictures of one size."""
+
+    layout: BlockLayout
+    window: Window
+    native: bool
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """``weights`` are values of the type of x."""
+        layout, window = self.layout, self.window
+        if not self.native:
+            return F.conv2d(x, self._dense(weights), stride=window.stride, padding=window.padding)
+        lists = layout.derived("conv forward", lambda: forward_lists(layout))
+        found: Tensor = torch.ops.nt_sparse.conv_product(
+            _pixels(x), self._blocks(weights), lists.tensors(), forward_taps(window).tensors(), len(x),
+            window.out_pixels, layout.outputs, True,
+        )  # fmt: skip
+        return _picture(found, len(x), window.out_height)
+
+    def input_gradient(self, dy: Tensor, weights: Tensor) -> Tensor:
+        layout, window = self.layout, self.window
+        channels = layout.inputs // window.kernel**2
+        if not self.native:
+            like = dy.new_empty(len(dy), channels, window.height, window.width)
+            dx = _convolution_backward(dy, like, self._dense(weights), window.stride, window.padding, (True, False))[0]
+            assert dx is not None
+            return dx
+        found: Tensor = torch.ops.nt_sparse.conv_product(
+            _pixels(dy), self._blocks(weights), self._backward_lists().tensors(), backward_taps(window).tensors(),
+            len(dy), window.pixels, channels, False,
+        )  # fmt: skip
+        return _picture(found, len(dy), window.height)
+
+    def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
+        """At least float32, of the layout's shape."""
+        layout, window = self.layout, self.window
+        if not self.native:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            dense = conv_dense_gradient(dy, x, window.kernel, window.stride, window.padding, wide)
+            return layout.from_dense(dense)
+        rows, columns, slots = layout.derived("conv by column", lambda: by_column(layout))
+        found: Tensor = torch.ops.nt_sparse.conv_gradient(
+            _pixels(dy), _pixels(x), rows, columns, slots, forward_taps(window).sources, len(x), layout.block
+        )
+        return found.reshape(layout.shape)
+
+    def _backward_lists(self) -> ConvLists:
+        kernel, stride, padding = self.window.kernel, self.window.stride, self.window.padding
+        key = ("conv backward", kernel, stride, padding)
+        return self.layout.derived(key, lambda: backward_lists(self.layout, kernel, stride, padding))
+
+    def _blocks(self, weights: Tensor) -> Tensor:
+        return weights.reshape(-1, self.layout.block, self.layout.block).contiguous()
+
+    def _dense(self, weights: Tensor) -> Tensor:
+        return conv_weight(self.layout.to_dense(weights), self.window.kernel)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        columns: Tensor,
+        product: ConvProduct,
+        scoring: Callable[[Tensor], None] | None,
+    ) -> Tensor:
+        if product.native:
+            x = x.contiguous(memory_format=torch.channels_last)
+        # columns is saved so that autograd refuses a backward pass through blocks that have moved meanwhile.
+        ctx.save_for_backward(x, values, columns)
+        ctx.product, ctx.scoring = product, scoring
+        with torch.autocast("cpu", enabled=False):
+            return product.forward(x, values.detach().to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        x, values, _ = ctx.saved_tensors
+        product, window, dx, dw = ctx.product, ctx.product.window, None, None
+        with torch.autocast("cpu", enabled=False):
+            if ctx.needs_input_grad[0]:
+                dx = product.input_gradient(dy, values.to(dy.dtype))
+            if ctx.needs_input_grad[1]:
+                dw = product.weight_gradient(dy, x).to(values.dtype)
+        if ctx.scoring is not None:
+            ctx.scoring(conv_dense_gradient(dy, x, window.kernel, window.stride, window.padding, dy.dtype))
+        return dx, dw, None, None, None
+
+
+def _pointwise(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    compiled: bool | None,
+    scoring: Callable[[Tensor], None] | None,
+) -> Tensor:
+    def dense(left: Tensor, right: Tensor) -> None:
+        assert scoring is not None
+        scoring(left.t() @ right)
+
+    pixels = x.permute(0, 2, 3, 1)
+    y = linear.block_linear(pixels, values, layout, compiled, scoring=None if scoring is None else dense)
+    return y.permute(0, 3, 1, 2)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[B, C, Y, X] as [B * Y * X, C], without a copy where it is channels_last."""
+    return x.permute(0, 2, 3, 1).contiguous().reshape(-1, x.shape[1])
+
+
+def _picture(pixels: Tensor, pictures: int, height: int) -> Tensor:
+    channels = pixels.shape[1]
+    return pixels.reshape(pictures, height, -1, channels).permute(0, 3, 1, 2)
+
+
+def _convolution_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False]
+    )
+    return dx, dw
+
+
+def _check(x: Tensor, values: Tensor, layout: BlockLayout, kernel: int, stride: int, padding: int) -> None:
+    if min(kernel, stride) < 1 or padding < 0:
+        raise ValueError(
+            f"a kernel of {kernel}, a stride of {stride} and a padding of {padding} move over no picture: kernel and "
+            "stride must be at least 1, padding at least 0"
+        )
+    if x.dim() != 4 or kernel * kernel * x.shape[1] != layout.inputs:
+        raise ValueError(
+            f"x is {list(x.shape)}, but the layout has {layout.inputs} inputs: x must be [B, channels, Y, X] with "
+            f"{kernel} * {kernel} * channels = {layout.inputs}"
+        )
+    if kernel > 1 and x.shape[1] % layout.block:
+        raise LayoutError(
+            f"{x.shape[1]} channels are no multiple of blocks of {layout.block}, and blocks of a {kernel} x {kernel} "
+            "kernel may not reach from one tap into the next: take smaller blocks or a dense convolution"
+        )
+    if min(x.shape[2:]) + 2 * padding < kernel:
+        raise ValueError(
+            f"pictures of {x.shape[2]} x {x.shape[3]} with a padding of {padding} are smaller than a kernel of {kernel}"
+        )
+    if x.device.type != "cpu" or values.device.type != "cpu":
+        raise ValueError(
+            f"x is on {x.device} and the values are on {values.device}: convolutions of blocks run on the CPU; move both "
+            "there"
+        )
+    fitting = values.dtype == x.dtype or (x.dtype, values.dtype) == (torch.bfloat16, torch.float32)
+    if x.dtype not in linear.TYPES or not fitting:
+        raise ValueError(
+            f"x is {_name(x)} and the values are {_name(values)}: both must be float32, bfloat16 or float64, "
+            "or bfloat16 for x and float32 for the values"
+        )
+    if values.shape != layout.shape:
+        raise ValueError(
+            f"the values are {list(values.shape)}, but the layout has {list(layout.shape)}: "
+            "make the values with layout.from_dense, or as zeros of layout.shape"
+        )
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
