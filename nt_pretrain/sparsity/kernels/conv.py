@@ -37,8 +37,8 @@ def block_conv(
 ) -> Tensor:
     """x [B, channels, Y, X] to y [B, outputs, Y', X'], channels_last, in the type of x (of autocast, where it is on).
 
-    A kernel of 1 is a product of matrices of pixels; others gather what each tap sees, a tile of pixels at a time. The
-    kernels read channels_last: x in another layout is copied.
+    What each tap of the kernel sees is gathered for a tile of pixels at a time and multiplied as a matrix; with a kernel
+    of 1 that is the product of a matrix of pixels. The kernels read channels_last: x in another layout is copied.
 
     Args:
         values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x, as ``block_linear``.
@@ -52,8 +52,6 @@ def block_conv(
     """
     x = linear._as_autocast(x)
     _check(x, values, layout, kernel, stride, padding)
-    if kernel == 1 and padding == 0:
-        return _pointwise(x[:, :, ::stride, ::stride], values, layout, compiled, scoring)
     obstacle = f"blocks of {layout.block}" if layout.block not in linear.NATIVE_BLOCKS else None
     product = ConvProduct(layout, Window(kernel, stride, padding, *x.shape[2:]), linear._native(x, compiled, obstacle))
     y: Tensor = _Conv.apply(x, values, layout.columns, product, scoring)
@@ -216,22 +214,6 @@ class _Conv(torch.autograd.Function):
         if ctx.scoring is not None:
             ctx.scoring(conv_dense_gradient(dy, x, window.kernel, window.stride, window.padding, dy.dtype))
         return dx, dw, None, None, None
-
-
-def _pointwise(
-    x: Tensor,
-    values: Tensor,
-    layout: BlockLayout,
-    compiled: bool | None,
-    scoring: Callable[[Tensor], None] | None,
-) -> Tensor:
-    def dense(left: Tensor, right: Tensor) -> None:
-        assert scoring is not None
-        scoring(left.t() @ right)
-
-    pixels = x.permute(0, 2, 3, 1)
-    y = linear.block_linear(pixels, values, layout, compiled, scoring=None if scoring is None else dense)
-    return y.permute(0, 3, 1, 2)
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -125,11 +125,33 @@ void brgemm_row(const uint32_t* x, int64_t tile, int64_t tokens, const uint32_t*
     for (int64_t i = 0; i < valid; ++i) y[t * stride + i] = S(sum[t * block + i]);
 }
 
-// Blocks [count, b, b] as a product reads them: [words along the sum][b outputs].
+#if NT_AVX512
+
+// [block][words] to [words][block], 16 x 16 words at a time.
+AVX512 inline void transpose_words(const void* from, int64_t block, int64_t words, uint32_t* to) {
+  const uint32_t* source = static_cast<const uint32_t*>(from);
+  for (int64_t k = 0; k < words; k += 16)
+    for (int64_t o = 0; o < block; o += 16) {
+      __m512i part[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) part[i] = _mm512_loadu_si512(source + (o + i) * words + k);
+      transpose16(part);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + (k + i) * block + o, part[i]);
+    }
+}
+
+#endif
+
+// A block [b, b] as a product reads it: [words along the sum][b outputs].
 template <class S, bool PAIR>
 void pack_block(const S* from, int64_t block, bool transposed, uint32_t* to) {
   if (!transposed) return copy_columns<S, PAIR>(from, block, 0, block, block, block, to);
   const int64_t words = PAIR ? block / 2 : block;
+#if NT_AVX512
+  if constexpr (PAIR || std::is_same_v<S, float>)
+    if (words % 16 == 0 && level() > kPortable) return transpose_words(from, block, words, to);
+#endif
   for (int64_t k = 0; k < words; k += 8)
     for (int64_t o = 0; o < block; ++o)
       for (int64_t i = k; i < k + 8; ++i) {
