@@ -18,7 +18,8 @@ from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config, OptimSection
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
-from nt_pretrain.sparsity.budget import plan_budgets, sparse_names
+from nt_pretrain.sparsity.block_budget import layer_budgets
+from nt_pretrain.sparsity.budget import sparse_names
 
 
 def problems(config: Config, *, world_size: int | None = None) -> list[str]:
@@ -119,7 +120,7 @@ def _sparsity(config: Config) -> list[str]:
     )
     for density in starts:
         try:
-            budgets = plan_budgets(shapes, sparsity, density=density)
+            budgets = layer_budgets(shapes, sparsity, density=density)
         except ValueError as error:
             return [str(error)]
     realised = account(shapes, budgets).sparse.density

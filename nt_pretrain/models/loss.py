@@ -26,7 +26,13 @@ def statistics_dtype(weight: Tensor) -> torch.dtype:
 
 
 class OutputMatrix(Protocol):
-    """The products with an output layer's weight that its loss needs; dense or sparse. Used for one loss."""
+    """The products with an output layer's weight that its loss needs; dense or sparse. Used for one loss.
+
+    Attributes:
+        rows: V.
+    """
+
+    rows: int
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """[N, V]."""
@@ -48,7 +54,7 @@ class DenseMatrix:
     """:class:`OutputMatrix` of a weight [V, H]."""
 
     def __init__(self, weight_VH: Tensor) -> None:
-        self.weight = weight_VH
+        self.weight, self.rows = weight_VH, len(weight_VH)
         self.total: Tensor | None = None
 
     def logits(self, hidden_NH: Tensor) -> Tensor:

@@ -19,12 +19,16 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from nt_pretrain.config.schema import Config
+from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.multihead import Head, MultiHead, Trunk
 from nt_pretrain.models.network import build, values_of
 from nt_pretrain.models.vision import VisionHead, VisionTrunk
 from nt_pretrain.parallel.batch_norm import norms_of, recomputing, synchronise
+from nt_pretrain.parallel.blocks import block_modules, draw_blocks, initial_blocks, topologies
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.tensor import cut, replace_forward
+from nt_pretrain.sparsity.block_budget import BlockBudget, line_budgets
+from nt_pretrain.sparsity.layers import replace_layers
 from nt_pretrain.sparsity.topology import Held
 
 
@@ -38,7 +42,13 @@ def sharded_model(config: Config, ranks: Ranks) -> MultiHead:
     device = "cpu" if config.parallel.cpu_offload else ranks.device.type
     model.to_empty(device=torch.device(device))
     with torch.no_grad():
+        lines = {name: held_part(module.weight).rows for name, module in block_modules(model).items()}
+        draw_blocks(model, blocks_of(config), lines, config, ranks)
+        blocks = topologies(model)
         for name, parameter in model.named_parameters():
+            if name in blocks:
+                local(parameter).copy_(initial_blocks(blocks[name], config=config))
+                continue
             held = held_part(parameter)
             index = held.rows[:, None] * held.total_columns + held.columns[None, :]
             values = values_of(name, tuple(parameter.shape), index, seed=config.run.seed, model=config.model)
@@ -57,6 +67,7 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
     with torch.device("meta"):
         own = ranks.own_heads(config.model.heads)
         model = build(config.model, own, label_smoothing=config.train.label_smoothing)
+        replace_layers(model, blocks_of(config))
     stored = {"pure_bf16": torch.bfloat16, "fp64": torch.float64}.get(config.train.precision)
     if stored is not None:
         model = model.to(stored)
@@ -74,6 +85,14 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
                 block.compile()
         _shard(root, blocks, config, mesh["replicate", "shard"] if ranks.sizes.replicate > 1 else mesh["shard"])
     return model
+
+
+def blocks_of(config: Config) -> dict[str, BlockBudget]:
+    """Budgets of the layers of which only the active blocks exist; empty unless ``sparsity.backend`` is block."""
+    sparsity = config.sparsity
+    if sparsity.backend == "masked" or sparsity.density == 1.0:
+        return {}
+    return line_budgets(shapes_of(config.model), sparsity)
 
 
 Root = Trunk | Head | VisionTrunk | VisionHead
@@ -194,3 +213,13 @@ def like_parameter(values: Tensor, parameter: Tensor) -> Tensor:
         values.view(parameter.to_local().shape), parameter.device_mesh, parameter.placements, run_check=False,
         shape=parameter.shape, stride=parameter.stride(),
     )  # fmt: skip
+
+
+def like_lines(table: Tensor, parameter: Tensor) -> Tensor:
+    """``table`` [L, n] of the lines of ``parameter`` held here as a tensor of all lines, placed alike; same storage."""
+    if not isinstance(parameter, DTensor):
+        return table
+    shape = torch.Size((parameter.shape[0], table.shape[1]))
+    return DTensor.from_local(
+        table, parameter.device_mesh, parameter.placements, run_check=False, shape=shape, stride=(shape[1], 1)
+    )

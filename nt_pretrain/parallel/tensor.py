@@ -22,9 +22,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from nt_pretrain.models.llama import Attention, FeedForward, RMSNorm
+from nt_pretrain.models.loss import DenseMatrix
 from nt_pretrain.models.multihead import Head, Trunk
 from nt_pretrain.parallel.exchange import gather, gathered, scatter_sum, sum_gradient
 from nt_pretrain.parallel.vocabulary import vocabulary_cross_entropy_sum
+from nt_pretrain.sparsity.layers import BlockMatrix, SparseEmbedding, SparseLinear
+
+Linear = nn.Linear | SparseLinear
+Embedding = nn.Embedding | SparseEmbedding
 
 SEQUENCE = 1
 """Dimension of the sequence in hidden states [B, T, H]."""
@@ -34,7 +39,7 @@ def cut(root: Trunk | Head, mesh: DeviceMesh) -> None:
     """Cut the weights of a trunk or head over the 1-D ``mesh`` and teach its modules to compute with their parts."""
     group = mesh.get_group()
     for module in root.modules():
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, Embedding):
             _place(module, mesh, Shard(0))
             replace_forward(module, partial(_embed, module, group))
         elif isinstance(module, RMSNorm):
@@ -64,19 +69,20 @@ def local(weight: Tensor) -> Tensor:
     return weight.to_local()
 
 
-def _place(module: nn.Embedding | nn.Linear | RMSNorm, mesh: DeviceMesh, placement: Shard | None) -> None:
+def _place(
+    module: nn.Embedding | SparseEmbedding | Linear | RMSNorm, mesh: DeviceMesh, placement: Shard | None
+) -> None:
     weight = distribute_tensor(module.weight.detach(), mesh, [placement or Replicate()], src_data_rank=None)
     module.weight = nn.Parameter(weight)
 
 
-def _columns_then_rows(
-    module: Attention | FeedForward, columns: list[nn.Linear], rows: nn.Linear, mesh: DeviceMesh
-) -> None:
+def _columns_then_rows(module: Attention | FeedForward, columns: list[Linear], rows: Linear, mesh: DeviceMesh) -> None:
     group = mesh.get_group()
     for linear in columns:
         _place(linear, mesh, Shard(0))
         replace_forward(linear, partial(_linear, linear))
-    _place(rows, mesh, Shard(1))
+    # Of blocks whole lines are cut, which here are block columns.
+    _place(rows, mesh, Shard(0 if isinstance(rows, SparseLinear) else 1))
     replace_forward(rows, partial(_linear, rows))
     replace_forward(module, partial(_whole_sequence_inside, module.forward, group))
 
@@ -87,8 +93,9 @@ def _whole_sequence_inside(
     return scatter_sum(forward(gather(x, SEQUENCE, group), *more), SEQUENCE, group)
 
 
-def _linear(linear: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, local(linear.weight))
+def _linear(linear: Linear, x: Tensor) -> Tensor:
+    weight = local(linear.weight)
+    return linear.multiply(x, weight) if isinstance(linear, SparseLinear) else F.linear(x, weight)
 
 
 def _norm(norm: RMSNorm, group: dist.ProcessGroup, x: Tensor) -> Tensor:
@@ -96,22 +103,25 @@ def _norm(norm: RMSNorm, group: dist.ProcessGroup, x: Tensor) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, norm.eps)
 
 
-def _embed(embedding: nn.Embedding, group: dist.ProcessGroup, tokens_BT: Tensor) -> Tensor:
+def _embed(embedding: Embedding, group: dist.ProcessGroup, tokens_BT: Tensor) -> Tensor:
     weight = local(embedding.weight)
-    mine = tokens_BT - dist.get_rank(group) * weight.shape[0]
-    elsewhere = (mine < 0) | (mine >= weight.shape[0])
-    rows = F.embedding(mine.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0.0)
-    return scatter_sum(rows, SEQUENCE, group)
+    held = weight.shape[0] * (embedding.unit if isinstance(embedding, SparseEmbedding) else 1)
+    mine = tokens_BT - dist.get_rank(group) * held
+    elsewhere = (mine < 0) | (mine >= held)
+    mine = mine.masked_fill(elsewhere, 0)
+    rows = embedding.look_up(mine, weight) if isinstance(embedding, SparseEmbedding) else F.embedding(mine, weight)
+    return scatter_sum(rows.masked_fill(elsewhere[..., None], 0.0), SEQUENCE, group)
 
 
-def _logits(output: nn.Linear, group: dist.ProcessGroup, x_BTH: Tensor) -> Tensor:
+def _logits(output: Linear, group: dist.ProcessGroup, x_BTH: Tensor) -> Tensor:
     """Whole logits [B, T, V] on every rank, for validation; no gradient."""
     assert not torch.is_grad_enabled(), "training goes through loss_sum"
-    return gathered(F.linear(gathered(x_BTH, SEQUENCE, group), local(output.weight)), 2, group)
+    return gathered(_linear(output, gathered(x_BTH, SEQUENCE, group)), 2, group)
 
 
-def _loss_sum(output: nn.Linear, group: dist.ProcessGroup, x_BTH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
-    hidden = gather(x_BTH, SEQUENCE, group)
+def _loss_sum(output: Linear, group: dist.ProcessGroup, x_BTH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
+    hidden, weight = gather(x_BTH, SEQUENCE, group), local(output.weight)
+    matrix = BlockMatrix(output, weight.detach()) if isinstance(output, SparseLinear) else DenseMatrix(weight.detach())
     return vocabulary_cross_entropy_sum(
-        hidden.reshape(-1, hidden.shape[-1]), local(output.weight), targets_BT.reshape(-1), chunk=chunk, group=group
+        hidden.reshape(-1, hidden.shape[-1]), weight, matrix, targets_BT.reshape(-1), chunk=chunk, group=group
     )

@@ -12,25 +12,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nt_pretrain.models.loss import IGNORED, statistics_dtype
+from nt_pretrain.models.loss import IGNORED, OutputMatrix, statistics_dtype
 
 
 class _VocabularyCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int, group: dist.ProcessGroup
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight: Tensor,
+        matrix: OutputMatrix,
+        targets_N: Tensor,
+        chunk: int,
+        group: dist.ProcessGroup,
     ) -> Tensor:
-        wide = statistics_dtype(weight_VH)
+        wide = statistics_dtype(weight)
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
-        hidden_grad, weight_grad = torch.empty_like(hidden_NH), torch.zeros_like(weight_VH, dtype=wide)
-        mine = targets_N - dist.get_rank(group) * weight_VH.shape[0]
+        hidden_grad = torch.empty_like(hidden_NH)
+        held = matrix.rows
+        mine = targets_N - dist.get_rank(group) * held
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
             ignored = (targets_N[part] == IGNORED)[:, None]
             column = mine[part][:, None]
-            elsewhere = (column < 0) | (column >= weight_VH.shape[0])
+            elsewhere = (column < 0) | (column >= held)
             column = column.masked_fill(elsewhere, 0)
-            logits = (hidden_NH[part] @ weight_VH.t()).to(wide)
+            logits = matrix.logits(hidden_NH[part]).to(wide)
             highest = logits.amax(1, keepdim=True)
             dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
             logits -= highest
@@ -43,31 +50,47 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
             grad /= sums[:, :1]
             grad.scatter_add_(1, column, elsewhere.to(wide) - 1)
             grad.masked_fill_(ignored, 0.0)
-            narrow = grad.to(weight_VH.dtype)
-            torch.mm(narrow, weight_VH, out=hidden_grad[part])
-            weight_grad += narrow.t() @ hidden_NH[part]
-        ctx.save_for_backward(hidden_grad, weight_grad.to(weight_VH.dtype))
+            narrow = grad.to(weight.dtype)
+            matrix.hidden_gradient_(narrow, hidden_grad[part])
+            matrix.add_weight_gradient(narrow, hidden_NH[part])
+        ctx.save_for_backward(hidden_grad, matrix.weight_gradient())
+        ctx.matrix = matrix
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = gradients[0]
-        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale.to(weight_grad.dtype), None, None, None
+        ctx.matrix.backward(scale)
+        return (
+            hidden_grad * scale.to(hidden_grad.dtype),
+            weight_grad * scale.to(weight_grad.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def vocabulary_cross_entropy_sum(
-    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, *, chunk: int, group: dist.ProcessGroup
+    hidden_NH: Tensor,
+    weight: Tensor,
+    matrix: OutputMatrix,
+    targets_N: Tensor,
+    *,
+    chunk: int,
+    group: dist.ProcessGroup,
 ) -> Tensor:
     """Sum over tokens of the cross-entropy (nats), the same on all ranks of ``group``.
 
     Args:
         hidden_NH: [N, H], the same on all ranks; its gradient is this rank's share, to be summed over the group.
-        weight_VH: [V / t, H], this rank's rows of the output layer.
+        weight: of this rank's V / t rows of the output layer; gets the gradient.
+        matrix: what multiplies with it.
         targets_N: [N] int64 over the whole vocabulary; rows with IGNORED do not count.
         chunk: rows whose logits exist at once.
 
     Returns:
         Scalar, fp32 (fp64 for fp64 weights). Differentiable once.
     """
-    return _VocabularyCrossEntropy.apply(hidden_NH, weight_VH, targets_N, chunk, group)
+    return _VocabularyCrossEntropy.apply(hidden_NH, weight, matrix, targets_N, chunk, group)

@@ -16,7 +16,8 @@ from typing import Literal
 
 from nt_pretrain.config.schema import SparsitySection
 from nt_pretrain.counter_random import key_of
-from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
+from nt_pretrain.models.groups import balance_of
+from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets, sparse_names
 
 Balance = Literal["row", "col"]
 
@@ -142,6 +143,25 @@ def plan_block_budgets(
     _round(groups, asked)
     fans = {name: group.fan for group in groups for name in group.names}
     return {name: BlockBudget(x.shape, x.unit, x.balance, fans[name], x.asked) for name, x in empty.items()}
+
+
+def line_budgets(shapes: dict[str, tuple[int, ...]], sparsity: SparsitySection) -> dict[str, BlockBudget]:
+    """:func:`plan_block_budgets` with the balance that each layer has by its name."""
+    balances = {name: balance_of(name) for name in sparse_names(shapes, sparsity.scope)}
+    return plan_block_budgets(shapes, sparsity, balances=balances)
+
+
+def layer_budgets(
+    shapes: dict[str, tuple[int, ...]], sparsity: SparsitySection, *, density: float | None = None
+) -> dict[str, LayerBudget]:
+    """Budgets in units as ``sparsity.balance`` asks for them: of whole layers, or what lines make of them.
+
+    Raises:
+        ValueError: as :func:`plan_block_budgets`.
+    """
+    if sparsity.balance == "line":
+        return {name: budget.as_layer_budget() for name, budget in line_budgets(shapes, sparsity).items()}
+    return plan_budgets(shapes, sparsity, density=density)
 
 
 def overall(budgets: dict[str, BlockBudget]) -> tuple[float, float]:

@@ -27,13 +27,15 @@ from nt_pretrain.sparsity.scores import code, magnitude_codes, soft_magnitude_co
 @dataclass
 class BlockTensors:
     """Of one layer and the lines held here: values, moments and average, [L, fan, b, b] each, plain tensors that
-    autograd does not record. As :class:`nt_pretrain.sparsity.update.LayerTensors`, without a dense gradient.
+    autograd does not record. As :class:`nt_pretrain.sparsity.update.LayerTensors`, but the gradient is that of the
+    blocks that were active; grown ones are first trained in the next step.
     """
 
     values: Tensor
     first_moment: Tensor
     second_moment: Tensor | None = None
     average: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def move_blocks(
             layer, on all ranks (``grown_moments: mean``), or None for zero.
     """
     fresh = ~move.kept
-    for held in (tensors.values, tensors.first_moment, tensors.second_moment, tensors.average):
+    for held in (tensors.values, tensors.first_moment, tensors.second_moment, tensors.average, tensors.gradient):
         if held is not None:
             held[fresh] = 0.0
     if second_moment is not None and tensors.second_moment is not None:

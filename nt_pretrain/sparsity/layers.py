@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nt_pretrain.sparsity.block_budget import BlockBudget
+from nt_pretrain.sparsity.block_topology import BlockLayer
 from nt_pretrain.sparsity.kernels.layout import BlockLayout
 from nt_pretrain.sparsity.kernels.linear import block_linear, block_products
 
@@ -35,7 +36,8 @@ class SparseLinear(nn.Module):
     """y = x Wᵀ, [..., inputs] to [..., outputs].
 
     Attributes:
-        layout: where the values belong; given by :meth:`place` before the first use.
+        layout: where the values belong that are multiplied here; given by :meth:`place` before the first use.
+        topology: of the lines that this rank holds, where it trains or loads the layer.
         turned: whether ``weight`` and ``layout`` are those of Wᵀ.
         scoring: what growth asks of the next backward passes; None while nothing is to grow.
     """
@@ -46,6 +48,7 @@ class SparseLinear(nn.Module):
         self.across, self.unit = budget.across, budget.unit
         self.turned = budget.balance == "col"
         self.layout: BlockLayout | None = None
+        self.topology: BlockLayer | None = None
         self.scoring: Scoring | None = None
 
     def place(self, columns: Tensor) -> None:
@@ -73,7 +76,7 @@ class BlockMatrix:
     def __init__(self, layer: SparseLinear, weight: Tensor) -> None:
         assert layer.layout is not None, "no blocks were placed"
         assert not layer.turned, "an output layer is balanced by row"
-        self.weight, self.scoring = weight, layer.scoring
+        self.weight, self.scoring, self.rows = weight, layer.scoring, layer.layout.outputs
         self.products = block_products(weight, layer.layout)
         self.total: Tensor | None = None
         self.dense: Tensor | None = None
@@ -112,6 +115,7 @@ class SparseEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(budget.lines, budget.fan, budget.unit, budget.unit))
         self.across, self.unit = budget.across, budget.unit
         self.layout: BlockLayout | None = None
+        self.topology: BlockLayer | None = None
         self.scoring: Scoring | None = None
 
     def place(self, columns: Tensor) -> None:

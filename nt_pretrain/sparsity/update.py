@@ -97,8 +97,8 @@ def update(
         torch.logical_or(stay, new, out=layer.active)
         layer.explored |= layer.active
         layer.budget = targets[layer.name]
-    _settle(moving, before, kept, tensors, sparsity, group)
-    return _changes(layers, before, group)
+    settle(moving, before, kept, tensors, sparsity, group)
+    return changes(layers, before, group)
 
 
 def layer_digests(layers: list[SparseLayer], group: dist.ProcessGroup | None) -> dict[str, int]:
@@ -172,7 +172,7 @@ def _grow(
     return grown
 
 
-def _settle(
+def settle(
     layers: list[SparseLayer],
     before: dict[str, Tensor],
     kept: list[Tensor],
@@ -267,7 +267,7 @@ def _counts(layers: list[SparseLayer], flags: list[Tensor], group: dist.ProcessG
     return [mine if layer.is_replicated else all_ for layer, mine, all_ in zip(layers, local, summed, strict=True)]
 
 
-def _changes(
+def changes(
     layers: list[SparseLayer], before: dict[str, Tensor], group: dist.ProcessGroup | None
 ) -> dict[str, LayerChange]:
     """Counts over all ranks; also the proof that each layer holds exactly its budget."""

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.loader import Batch, TrainLoader
-from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.observe.meters import Meter
 from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import Ranks, tighten_timeout
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
 from nt_pretrain.train import readings
+from nt_pretrain.train.change import change_topology, growth_scores
 from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
-from nt_pretrain.train.state import TrainState, budgets_at
+from nt_pretrain.train.state import TrainState
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
-from nt_pretrain.train.topology import update_topology
 from nt_pretrain.train.validation import Validated
 
 
@@ -68,10 +68,11 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
         with meter.waiting():
             batch = parts.quarantine.next_batch(batches, step)
         watchdog.at(step, "computing gradients")
-        losses = accumulate_gradients(state.model, config, inputs_of(batch, config, ranks), ranks)
+        scores = growth_scores(state, config, ranks, step)
+        losses = accumulate_gradients(state.model, config, inputs_of(batch, config, ranks), ranks, scores)
         if is_update_step(config, step):
             watchdog.at(step, "updating topologies")
-            observer.topology_changed(step, *_update_topology(parts, step))
+            observer.topology_changed(step, *_update_topology(parts, step, scores))
         lr = learning_rate(config, step)
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
         if not math.isfinite(norm):
@@ -115,15 +116,12 @@ def inputs_of(batch: Batch, config: Config, ranks: Ranks) -> Inputs:
     return (Inputs.of_pictures if config.model.sees_pictures else Inputs.of_text)(first, second)
 
 
-def _update_topology(parts: Parts, step: int) -> tuple[dict[str, float], str]:
+def _update_topology(parts: Parts, step: int, scores: GrowthScores | None) -> tuple[dict[str, float], str]:
     """Readings of the update and the digest of the new topology."""
-    config, state, ranks = parts.config, parts.state, parts.ranks
-    rate = prune_rate(config, step)
-    state.budgets = budgets_at(config, shapes_of(config.model), step)
-    changes = update_topology(
-        state.layers, state.layer_tensors(), config, ranks, targets=state.budgets, prune_rate=rate, step=step
-    )
-    return readings.of_update(changes, rate) | readings.of_topology(state.budgets), state.digest(ranks)
+    changes = change_topology(parts.state, parts.config, parts.ranks, step, scores)
+    rate = prune_rate(parts.config, step)
+    found = readings.of_update(changes, rate) | readings.of_topology(parts.state.budgets)
+    return found, parts.state.digest(parts.ranks)
 
 
 def validation_is_due(config: Config, step: int) -> bool:

@@ -23,7 +23,8 @@ from nt_pretrain.models.accounting import (
 )
 from nt_pretrain.models.network import block_count, vision_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
-from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
+from nt_pretrain.sparsity.block_budget import layer_budgets
+from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.schedule import overall_density, update_count
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
@@ -75,7 +76,7 @@ class Plan:
 def make_plan(config: Config, world_size: int) -> Plan:
     """The numbers of ``config``, which must have passed :mod:`nt_pretrain.config.checks`, on ``world_size`` ranks."""
     shapes = shapes_of(config.model)
-    budgets = plan_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
+    budgets = layer_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
     accounts = account(shapes, budgets)
     flops = _flops_per_sample(config, accounts, budgets)
     sizes = mesh_sizes(config, world_size)

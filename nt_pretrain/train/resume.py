@@ -31,7 +31,7 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
     if starting and state.average is not None:
         state.average.restart()
     try:
-        state.restore(found.state)
+        state.restore(found.state, ranks)
         position = Position.from_json(found.state["position"])
         saved_digest = found.state["topology_digest"]
     except KeyError as error:
@@ -55,6 +55,9 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
     """
     # Checkpoints of versions that knew AdamW only do not name it.
     identity = {"optimizer": {"algorithm": "adamw"}} | found.identity
+    # The same of the two below: there was no other.
+    if isinstance(identity.get("sparsity"), dict):
+        identity["sparsity"] = {"backend": "masked", "balance": "layer"} | identity["sparsity"]
     if not all(isinstance(identity.get(key), type(value)) for key, value in wanted.items()):
         raise CheckpointError(
             f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "

@@ -17,9 +17,12 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import Shapes, shapes_of
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.batch_norm import statistics_of
+from nt_pretrain.parallel.blocks import publish, topologies
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import held_part, like_parameter, local, sharded_model
-from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
+from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, local, sharded_model
+from nt_pretrain.sparsity.block_budget import layer_budgets
+from nt_pretrain.sparsity.block_topology import BlockLayer
+from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.schedule import overall_density
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
 from nt_pretrain.sparsity.update import LayerTensors
@@ -33,7 +36,8 @@ class TrainState:
     """Model, optimizer, topology and average of weights of this rank, and how far the run has come.
 
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
-    sparse layers of the model. ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens
+    sparse layers of the model. With ``sparsity.backend: block`` there are no ``layers``: topologies are those of
+    ``blocks``. ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens
     or pictures), ``seconds`` the time of all attempts.
     """
 
@@ -46,6 +50,11 @@ class TrainState:
     targets: int = 0
     seconds: float = 0.0
     average: Average | None = None
+
+    @property
+    def blocks(self) -> dict[str, BlockLayer]:
+        """Of layers of which only the active blocks exist, by name: the lines held here."""
+        return topologies(self.model)
 
     def layer_tensors(self) -> dict[str, LayerTensors]:
         """Weight, dense gradient, moments and average of every sparse layer, as this rank's shards."""
@@ -79,6 +88,10 @@ class TrainState:
                 bytes_ = flags.view(torch.uint8)
                 placed = bytes_ if layer.is_replicated else like_parameter(bytes_, parameter)
                 tensors[f"{kind}.{layer.name}"] = placed
+        for name, blocks in self.blocks.items():
+            parameter = self.parameters[name]
+            tensors[f"columns.{name}"] = like_lines(blocks.columns, parameter)
+            tensors[f"explored.{name}"] = like_lines(blocks.explored.view(torch.uint8), parameter)
         # Running statistics of batch norms, the same on all ranks that hold them.
         return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(self.model).items()}
 
@@ -105,25 +118,28 @@ class TrainState:
                 for moment in self.optimizer.moments(layer.name).values():
                     mask_(moment, flags)
 
-    def restore(self, facts: dict[str, Any]) -> None:
-        """Counters from :meth:`facts`; tensors were read in place before."""
+    def restore(self, facts: dict[str, Any], ranks: Ranks) -> None:
+        """Counters from :meth:`facts`; tensors were read in place before. Collective."""
         self.step, self.targets, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.optimizer.set_steps_taken(facts["optimizer_steps"])
         for name, budget in self.budgets.items():
             self.budgets[name] = LayerBudget(budget.shape, budget.unit, budget.units, facts["active_units"][name])
         for layer in self.layers:
             layer.budget = self.budgets[layer.name]
+        for blocks in self.blocks.values():
+            blocks.refresh()
+        publish(self.model, ranks)
 
     def digest(self, ranks: Ranks) -> str:
         """Of the topologies of all layers of the model. Collective; errors as :func:`topology_digest`."""
-        return topology_digest(self.layers, ranks, self.budgets)
+        return topology_digest([*self.layers, *self.blocks.values()], ranks, self.budgets)
 
 
 def budgets_at(config: Config, shapes: Shapes, step: int) -> dict[str, LayerBudget]:
     """Budgets that hold after a topology update at ``step`` (0: the first topology); empty for a dense run."""
     if config.sparsity.density == 1.0:
         return {}
-    return plan_budgets(shapes, config.sparsity, density=overall_density(config, step))
+    return layer_budgets(shapes, config.sparsity, density=overall_density(config, step))
 
 
 def fresh_state(config: Config, ranks: Ranks) -> TrainState:
@@ -132,9 +148,14 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     parameters = dict(model.named_parameters())
     optimizer = Optimizer(parameters, config.optim, exact=config.parallel.deterministic_reduce)
     budgets = budgets_at(config, shapes_of(config.model), 0)
-    layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
+    masked = config.sparsity.backend == "masked"
+    layers = [
+        empty_layer(name, budget, held_part(parameters[name]))
+        for name, budget in budgets.items()
+        if masked and name in parameters
+    ]
     state = TrainState(model, parameters, optimizer, layers, budgets)
-    draw_topology(layers, config.run.seed, ranks)
+    draw_topology(layers, config, ranks)
     with torch.no_grad():
         for layer in state.layers:
             mask_(optimizer.shards[layer.name], layer.elements(layer.active))
@@ -146,7 +167,17 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
 
 def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that loads it (JSON)."""
-    keys = ("density", "density_schedule", "density_start", "distribution", "group_density", "unit", "scope")
+    keys = (
+        "density",
+        "density_schedule",
+        "density_start",
+        "distribution",
+        "group_density",
+        "unit",
+        "scope",
+        "backend",
+        "balance",
+    )
     sparsity = config.sparsity.model_dump(mode="json")
     others = OF_TEXT["model"] if config.model.sees_pictures else ("family", *OF_PICTURES["model"])
     return {

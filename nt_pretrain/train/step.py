@@ -22,6 +22,7 @@ from nt_pretrain.parallel.batch_norm import average_statistics
 from nt_pretrain.parallel.collectives import exact_sums
 from nt_pretrain.parallel.exchange import scattered_sum, width
 from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
+from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
@@ -70,11 +71,16 @@ def micro_batch_backward(
     return sums
 
 
-def accumulate_gradients(model: MultiHead, config: Config, batch: Inputs, ranks: Ranks) -> Losses:
+def accumulate_gradients(
+    model: MultiHead, config: Config, batch: Inputs, ranks: Ranks, scores: GrowthScores | None = None
+) -> Losses:
     """Gradients of the global mean loss over targets from this rank's samples, reduced over all ranks.
 
     The number of targets is added over ranks before the first backward, so that every target of the global batch weighs
     the same wherever padding fell. Gradients travel once, in the backward of the last micro-batch.
+
+    Args:
+        scores: what listens to the gradients of blocks that do not exist, in a step that grows some.
     """
     batch = batch.to(ranks.device)
     count = (batch.targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
@@ -86,7 +92,10 @@ def accumulate_gradients(model: MultiHead, config: Config, batch: Inputs, ranks:
     size = config.train.micro_batch
     sums = torch.zeros(config.model.heads, dtype=torch.float64, device=ranks.device)
     for first in range(0, batch.samples, size):
-        set_last_micro_batch(model, first + size >= batch.samples)
+        last = first + size >= batch.samples
+        set_last_micro_batch(model, last)
+        if scores is not None:
+            scores.last = last
         sums += micro_batch_backward(model, config, batch.part(first, size), scale, ranks.head_group)
     if config.parallel.batch_norm == "rank" and config.model.sees_pictures:
         _average_statistics(model, ranks)

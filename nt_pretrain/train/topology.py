@@ -6,16 +6,21 @@ are updated one after the other by the same function; what is reported is of all
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
+from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.sparsity.block_budget import line_budgets
+from nt_pretrain.sparsity.block_topology import BlockLayer
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.line_update import draw_lines, update_lines
 from nt_pretrain.sparsity.topology import SparseLayer, digest
 from nt_pretrain.sparsity.update import LayerChange, LayerTensors, draw, layer_digests, update
 
@@ -24,17 +29,23 @@ class TopologyError(Exception):
     """Ranks that hold the same topology disagree about it."""
 
 
-def parts(layers: list[SparseLayer], ranks: Ranks) -> list[tuple[list[SparseLayer], dist.ProcessGroup]]:
+Layer = TypeVar("Layer", SparseLayer, BlockLayer)
+
+
+def parts(layers: list[Layer], ranks: Ranks) -> list[tuple[list[Layer], dist.ProcessGroup]]:
     """The layers of the trunk and those of this rank's heads, each with the ranks they are divided among."""
     trunk = [layer for layer in layers if part_of(layer.name) == "trunk"]
     heads = [layer for layer in layers if part_of(layer.name) != "trunk"]
     return [(trunk, ranks.trunk_group), (heads, ranks.heads_group)]
 
 
-def draw_topology(layers: list[SparseLayer], seed: int, ranks: Ranks) -> None:
+def draw_topology(layers: list[SparseLayer], config: Config, ranks: Ranks) -> None:
     """Draw the first topology of all layers held here. Collective."""
+    if config.sparsity.balance == "line" and layers:
+        draw_lines(layers, line_budgets(shapes_of(config.model), config.sparsity), seed=config.run.seed)
+        return
     for some, group in parts(layers, ranks):
-        draw(some, seed=seed, group=group)
+        draw(some, seed=config.run.seed, group=group)
 
 
 def update_topology(
@@ -52,15 +63,23 @@ def update_topology(
     Collective. Arguments as those of :func:`nt_pretrain.sparsity.update.update`.
     """
     changes: dict[str, LayerChange] = {}
+    by_line = config.sparsity.balance == "line"
+    budgets = line_budgets(shapes_of(config.model), config.sparsity) if by_line else {}
     for some, group in parts(layers, ranks):
+        if by_line:
+            changes |= update_lines(
+                some, tensors, sparsity=config.sparsity, budgets=budgets, prune_rate=prune_rate, seed=config.run.seed,
+                step=step, group=group,
+            )  # fmt: skip
+            continue
         changes |= update(
             some, tensors, sparsity=config.sparsity, targets=targets, prune_rate=prune_rate, seed=config.run.seed,
             step=step, group=group,
         )  # fmt: skip
-    return _of_all_heads(changes, ranks, list(targets))
+    return of_all_heads(changes, ranks, list(targets))
 
 
-def topology_digest(layers: list[SparseLayer], ranks: Ranks, budgets: dict[str, LayerBudget]) -> str:
+def topology_digest(layers: Sequence[SparseLayer | BlockLayer], ranks: Ranks, budgets: dict[str, LayerBudget]) -> str:
     """16 hexadecimal digits that identify the topologies of all layers of ``budgets``, whatever the mesh.
 
     Collective.
@@ -70,10 +89,12 @@ def topology_digest(layers: list[SparseLayer], ranks: Ranks, budgets: dict[str, 
             of its part); it names layer and ranks.
     """
     mine: dict[str, int] = {}
-    for some, group in parts(layers, ranks):
+    # Blocks that a rank holds lines of are divided as single weights are.
+    flat = [layer.grid() if isinstance(layer, BlockLayer) else layer for layer in layers]
+    for some, group in parts(flat, ranks):
         mine |= layer_digests(some, group)
     total = key_of("topology")
-    for name, value in _agreed(layers, mine, ranks, list(budgets)).items():
+    for name, value in _agreed(flat, mine, ranks, list(budgets)).items():
         total = key_of(total, name, budgets[name].units, value)
     return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
 
@@ -120,7 +141,7 @@ def _who_differs(layers: list[SparseLayer], wrong: list[str], ranks: Ranks) -> s
     )
 
 
-def _of_all_heads(mine: dict[str, Any], ranks: Ranks, names: list[str]) -> dict[str, Any]:
+def of_all_heads(mine: dict[str, Any], ranks: Ranks, names: list[str]) -> dict[str, Any]:
     """The entries of all layers ``names``, in that order, from those of this rank and of the owners of other heads."""
     if ranks.sizes.head == 1:
         return {name: mine[name] for name in names}

@@ -20,19 +20,21 @@ from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Position
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
+from nt_pretrain.train.change import change_topology, growth_scores
 from nt_pretrain.train.checkpoints import position_after
 from nt_pretrain.train.state import TrainState, fresh_state, identity
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from tests.conftest import Corpus
 from tests.gloo import run_ranks
 from tests.train.test_meshes import LENGTH, MESHES, UNITS, config_of
-from tests.train.worlds import change
 
 pytestmark = pytest.mark.long
 
 EVERY = {"alone": (1, {}), **MESHES}
 WORLDS = sorted({world for world, _ in EVERY.values()})
 STEPS = 4
+UPDATE = 6
+"""A step of the configuration at which topologies are updated."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,12 @@ def save_all(rank: int, world: int, configs: dict[str, Config], folder: Path) ->
         batches = iter(TrainLoader(config, rank=ranks.data_rank, world=ranks.sizes.data, position=None))
         for step in range(1, STEPS + 1):
             batch = next(batches)
-            losses = accumulate_gradients(state.model, config, Inputs.of_text(batch.tokens, batch.documents), ranks)
-            if step == STEPS - 1:
-                change(state, config, ranks, step)
+            update = step == STEPS - 1
+            scores = growth_scores(state, config, ranks, UPDATE) if update else None
+            inputs = Inputs.of_text(batch.tokens, batch.documents)
+            losses = accumulate_gradients(state.model, config, inputs, ranks, scores)
+            if update:
+                change_topology(state, config, ranks, UPDATE, scores)
             apply_gradients(state.optimizer, state.layers, config, ranks, 1e-3)
             state.step, state.targets = step, state.targets + losses.targets
         facts = state.facts(ranks) | {"position": position_after(batch, ranks).to_json()}
@@ -103,7 +108,7 @@ def load_all(rank: int, world: int, configs: dict[str, Config], folder: Path) ->
             saved = newest_valid(folder / source, group=ranks.control)
             assert saved is not None and saved.skipped == []
             load_tensors(saved.path, state.checkpoint_tensors(), group=ranks.control)
-            state.restore(saved.state)
+            state.restore(saved.state, ranks)
             position = Position.from_json(saved.state["position"])
             loader = TrainLoader(config, rank=ranks.data_rank, world=ranks.sizes.data, position=position)
             found[source, name] = snapshot(state, ranks, next(iter(loader)).tokens)

@@ -15,10 +15,10 @@ from nt_pretrain.counter_random import key_of, normal
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
 from nt_pretrain.sparsity.schedule import is_update_step
+from nt_pretrain.train.change import change_topology, growth_scores
 from nt_pretrain.train.state import TrainState, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from tests.gloo import run_ranks
-from tests.train.worlds import change
 
 SEQUENCES, LENGTH, VOCABULARY, STEPS = 12, 16, 96, 20
 """Sequences divide among 1, 2, 3 and 4 readers in micro-batches of 3, 3, 4 and 3."""
@@ -31,7 +31,14 @@ MESHES: dict[str, tuple[int, dict[str, int]]] = {
     "2 shard x 2 head": (4, {"head": 2}),
     "2 head x 2 tensor": (4, {"head": 2, "tensor": 2}),
 }
-UNITS = {"weights": {"unit": 1}, "blocks": {"unit": 16, "scope": "no_vocab"}}
+UNITS: dict[str, dict[str, Any]] = {
+    "weights": {"unit": 1},
+    "blocks": {"unit": 16, "scope": "no_vocab"},
+    # Only the active blocks exist, also of the embedding and the output layers.
+    "sparse": {"unit": 16, "backend": "block", "balance": "line"},
+}
+WIDE = {"hidden": 64, "intermediate": 96, "vocab_size": 96}
+"""Tensor ranks share out whole lines of blocks: those of keys and values, 32 wide, are two."""
 
 
 def config_of(unit: str, mesh: dict[str, int], *, precision: str = "fp64", **sections: dict[str, Any]) -> Config:
@@ -39,7 +46,9 @@ def config_of(unit: str, mesh: dict[str, int], *, precision: str = "fp64", **sec
     micro = 4 if mesh.get("head") == 3 else 3
     sparsity = dict(density=0.5, update_every=6, prune_rate=0.3, drop="soft_magnitude")
     return Config(
-        model=ModelSection(**model | {"blocks_in_head": 1} | sections.get("model", {})),
+        model=ModelSection(
+            **model | {"blocks_in_head": 1} | (WIDE if unit == "sparse" else {}) | sections.get("model", {})
+        ),
         sparsity=SparsitySection(**sparsity | UNITS[unit]),
         train=TrainSection(steps=STEPS, global_batch=SEQUENCES, micro_batch=micro, precision=precision, loss_chunk=7),
         optim=OptimSection(lr=3e-3, clip=0.5, weight_decay=0.1),
@@ -49,7 +58,7 @@ def config_of(unit: str, mesh: dict[str, int], *, precision: str = "fp64", **sec
 
 MATRIX = [
     # Tensor ranks take ten times as long as others; their second unit is tested with what is long.
-    pytest.param(unit, mesh, marks=[pytest.mark.long] if unit == "blocks" and "tensor" in axes else [])
+    pytest.param(unit, mesh, marks=[pytest.mark.long] if unit != "weights" and "tensor" in axes else [])
     for unit in UNITS
     for mesh, (_, axes) in MESHES.items()
 ]
@@ -92,9 +101,10 @@ def train(rank: int, world: int, config: Config) -> Outcome:
     first = whole(state), state.digest(ranks)
     losses, norms, digests = [], [], []
     for step in range(1, STEPS + 1):
-        found = accumulate_gradients(state.model, config, Inputs.of_text(*batch(step, ranks)), ranks)
+        scores = growth_scores(state, config, ranks, step)
+        found = accumulate_gradients(state.model, config, Inputs.of_text(*batch(step, ranks)), ranks, scores)
         if is_update_step(config, step):
-            change(state, config, ranks, step)
+            change_topology(state, config, ranks, step, scores)
         norms.append(apply_gradients(state.optimizer, state.layers, config, ranks, config.optim.lr))
         losses.append(found.per_head)
         digests.append(state.digest(ranks))
@@ -153,7 +163,7 @@ def update_once(rank: int, world: int, config: Config) -> str:
         values = normal(key_of("gradient", layer.name), index) * (held.columns % 3 > 0)
         gradient.to_local().copy_(values)  # type: ignore[attr-defined]
         parameter.grad = gradient
-    change(state, config, ranks, 6)
+    change_topology(state, config, ranks, 6, None)
     return state.digest(ranks)
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from nt_pretrain.config.schema import Config, ModelSection, OptimSection, ParallelSection, SparsitySection, TrainSection
-from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks, connect
-from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
-from nt_pretrain.train.state import TrainState, budgets_at, fresh_state
+from nt_pretrain.sparsity.schedule import is_update_step
+from nt_pretrain.train.change import change_topology, growth_scores
+from nt_pretrain.train.state import TrainState, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
-from nt_pretrain.train.topology import update_topology
 
 STEPS, SEQUENCES, LENGTH = 9, 8, 24
 
@@ -64,11 +63,8 @@ def sequences(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def change(state: TrainState, config: Config, ranks: Ranks, step: int) -> None:
-    """A topology update."""
-    state.budgets = budgets_at(config, shapes_of(config.model), step)
-    rate = prune_rate(config, step)
-    tensors = state.layer_tensors()
-    update_topology(state.layers, tensors, config, ranks, targets=state.budgets, prune_rate=rate, step=step)
+    """A topology update of masked layers."""
+    change_topology(state, config, ranks, step, None)
 
 
 def train_rank(rank: int, world: int, config: Config) -> Trace:
@@ -80,9 +76,10 @@ def train_rank(rank: int, world: int, config: Config) -> Trace:
     for step in range(1, config.total_steps + 1):
         tokens, documents = sequences(step)
         mine = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
-        found = accumulate_gradients(state.model, config, Inputs.of_text(tokens[mine], documents[mine]), ranks)
+        scores = growth_scores(state, config, ranks, step)
+        found = accumulate_gradients(state.model, config, Inputs.of_text(tokens[mine], documents[mine]), ranks, scores)
         if is_update_step(config, step):
-            change(state, config, ranks, step)
+            change_topology(state, config, ranks, step, scores)
         norm = apply_gradients(state.optimizer, state.layers, config, ranks, config.optim.lr)
         if state.average is not None:
             state.average.update()
