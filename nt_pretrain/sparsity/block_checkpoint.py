@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nt_pretrain.sparsity.block_budget import BlockBudget
 from nt_pretrain.sparsity.block_topology import BlockLayer, ensure_constant, oriented
+from nt_pretrain.sparsity.kernels.conv import conv_matrix, conv_weight
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def record_of_masked(
     Args:
         active, explored: flat, all blocks, bool or uint8, as :class:`nt_pretrain.sparsity.topology.SparseLayer` has
             them.
-        tensors: name to dense matrix of ``budget.shape``.
+        tensors: name to dense weight of ``budget.shape``.
 
     Raises:
         ValueError: lines have not all ``budget.fan`` active blocks; a tensor has another shape, or values outside of
@@ -138,15 +139,16 @@ def masked_of_records(
         inside = values if budget.balance == "row" else values.transpose(-1, -2)
         blocks = values.new_zeros(budget.rows, budget.columns, budget.unit, budget.unit)
         blocks[ids // budget.columns, ids % budget.columns] = inside
-        dense[kind] = blocks.transpose(1, 2).reshape(budget.shape)
+        matrix = blocks.transpose(1, 2).reshape(budget.shape[0], -1)
+        dense[kind] = conv_weight(matrix, budget.shape[2]).contiguous() if len(budget.shape) > 2 else matrix
     return layer.to_table().view(-1), oriented(layer.explored, budget.balance).reshape(-1), dense
 
 
 def _blocks(name: str, kind: str, tensor: Tensor, budget: BlockBudget) -> Tensor:
-    """A dense matrix as [rows, columns, b, b]."""
+    """A dense weight as [rows, columns, b, b]."""
     if tuple(tensor.shape) != budget.shape:
         raise ValueError(f"{name}: {kind} has shape {list(tensor.shape)}, {list(budget.shape)} expected")
-    return tensor.reshape(budget.rows, budget.unit, budget.columns, budget.unit).transpose(1, 2)
+    return conv_matrix(tensor).reshape(budget.rows, budget.unit, budget.columns, budget.unit).transpose(1, 2)
 
 
 def _lines_of(budget: BlockBudget, ids: Tensor) -> Tensor:

@@ -33,19 +33,20 @@ def block_conv(
     padding: int = 0,
     compiled: bool | None = None,
     *,
-    scoring: Callable[[Tensor], None] | None = None,
+    scoring: Callable[[Tensor, Tensor, Window], None] | None = None,
 ) -> Tensor:
     """x [B, channels, Y, X] to y [B, outputs, Y', X'], channels_last, in the type of x (of autocast, where it is on).
 
-    What each tap of the kernel sees is gathered for a tile of pixels at a time and multiplied as a matrix; with a kernel
-    of 1 that is the product of a matrix of pixels. The kernels read channels_last: x in another layout is copied.
+    What each tap of the kernel sees is gathered for a tile of pixels at a time and multiplied as a matrix; with a
+    kernel of 1 that is the product of a matrix of pixels. The kernels read channels_last: other x are copied.
 
     Args:
-        values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x, as ``block_linear``.
+        values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x (``block_linear``).
         layout: of the weight as the matrix [outputs, kernel * kernel * channels] (``conv_matrix``).
         kernel, stride, padding: of both directions.
         compiled: as ``block_linear``.
-        scoring: called in the backward pass with the dense gradient of that matrix, in the type of x.
+        scoring: called in the backward pass with (dy, x, how the kernel moves), of which ``conv_dense_gradient`` makes
+            the dense gradient of that matrix.
 
     Raises:
         ValueError: shapes, types or devices that do not fit, or compiled kernels demanded that there are none of.
@@ -59,8 +60,8 @@ def block_conv(
 
 
 def conv_matrix(weight: Tensor) -> Tensor:
-    """[outputs, channels, k, k] as the matrix [outputs, k * k * channels] that a layout is of."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+    """[outputs, channels, k, k] as the matrix [outputs, k * k * channels] that a layout is of; a matrix as it is."""
+    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
 def conv_weight(matrix: Tensor, kernel: int) -> Tensor:
@@ -68,9 +69,7 @@ def conv_weight(matrix: Tensor, kernel: int) -> Tensor:
     return matrix.unflatten(1, (kernel, kernel, -1)).permute(0, 3, 1, 2)
 
 
-def conv_dense_gradient(
-    dy: Tensor, x: Tensor, kernel: int, stride: int, padding: int, dtype: torch.dtype = torch.bfloat16
-) -> Tensor:
+def conv_dense_gradient(dy: Tensor, x: Tensor, window: Window, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The dense gradient of the weight as the matrix [outputs, kernel * kernel * channels], by torch's convolution.
 
     Args:
@@ -78,13 +77,12 @@ def conv_dense_gradient(
         x: [B, channels, Y, X].
         dtype: of the products and of the result.
     """
-    shape = (dy.shape[1], x.shape[1], kernel, kernel)
-    if 0 in (*dy.shape, *x.shape):
-        return x.new_zeros(dy.shape[1], kernel * kernel * x.shape[1], dtype=dtype)
+    like = x.new_zeros(dy.shape[1], x.shape[1], window.kernel, window.kernel, dtype=dtype)
+    if len(x) == 0:
+        return conv_matrix(like)
     with torch.autocast("cpu", enabled=False):
-        gradient = _convolution_backward(
-            dy.detach().to(dtype), x.detach().to(dtype), x.new_empty(shape, dtype=dtype), stride, padding, (False, True)
-        )[1]
+        left, right = dy.detach().to(dtype), x.detach().to(dtype)
+        gradient = _convolution_backward(left, right, like, window, (False, True))[1]
     assert gradient is not None
     return conv_matrix(gradient)
 
@@ -93,9 +91,7 @@ def conv_block_norms(
     dy: Tensor,
     x: Tensor,
     layout: BlockLayout,
-    kernel: int,
-    stride: int,
-    padding: int,
+    window: Window,
     reduce: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """float32 [block rows, block columns]: the 2-norm of every block of the dense gradient, active or not.
@@ -111,12 +107,13 @@ def conv_block_norms(
     Raises:
         ValueError: shapes that do not fit the layout.
     """
+    kernel = window.kernel
     if dy.shape[1] != layout.outputs or kernel * kernel * x.shape[1] != layout.inputs:
         raise ValueError(
             f"dy is {list(dy.shape)} and x is {list(x.shape)}, but the layout has {layout.outputs} outputs and "
             f"{layout.inputs} inputs: those must be dy's channels and {kernel} * {kernel} times x's"
         )
-    dense = conv_dense_gradient(dy, x, kernel, stride, padding)
+    dense = conv_dense_gradient(dy, x, window)
     if reduce is not None:
         reduce(dense)
     block, rows, columns = layout.block, layout.block_rows, layout.block_columns
@@ -149,7 +146,7 @@ class ConvProduct:
         channels = layout.inputs // window.kernel**2
         if not self.native:
             like = dy.new_empty(len(dy), channels, window.height, window.width)
-            dx = _convolution_backward(dy, like, self._dense(weights), window.stride, window.padding, (True, False))[0]
+            dx = _convolution_backward(dy, like, self._dense(weights), window, (True, False))[0]
             assert dx is not None
             return dx
         found: Tensor = torch.ops.nt_sparse.conv_product(
@@ -163,8 +160,7 @@ class ConvProduct:
         layout, window = self.layout, self.window
         if not self.native:
             wide = torch.promote_types(x.dtype, torch.float32)
-            dense = conv_dense_gradient(dy, x, window.kernel, window.stride, window.padding, wide)
-            return layout.from_dense(dense)
+            return layout.from_dense(conv_dense_gradient(dy, x, window, wide))
         rows, columns, slots = layout.derived("conv by column", lambda: by_column(layout))
         found: Tensor = torch.ops.nt_sparse.conv_gradient(
             _pixels(dy), _pixels(x), rows, columns, slots, forward_taps(window).sources, len(x), layout.block
@@ -191,7 +187,7 @@ class _Conv(torch.autograd.Function):
         values: Tensor,
         columns: Tensor,
         product: ConvProduct,
-        scoring: Callable[[Tensor], None] | None,
+        scoring: Callable[[Tensor, Tensor, Window], None] | None,
     ) -> Tensor:
         if product.native:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -205,14 +201,14 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, values, _ = ctx.saved_tensors
-        product, window, dx, dw = ctx.product, ctx.product.window, None, None
+        product, dx, dw = ctx.product, None, None
         with torch.autocast("cpu", enabled=False):
             if ctx.needs_input_grad[0]:
                 dx = product.input_gradient(dy, values.to(dy.dtype))
             if ctx.needs_input_grad[1]:
                 dw = product.weight_gradient(dy, x).to(values.dtype)
         if ctx.scoring is not None:
-            ctx.scoring(conv_dense_gradient(dy, x, window.kernel, window.stride, window.padding, dy.dtype))
+            ctx.scoring(dy, x, product.window)
         return dx, dw, None, None, None
 
 
@@ -227,10 +223,10 @@ def _picture(pixels: Tensor, pictures: int, height: int) -> Tensor:
 
 
 def _convolution_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]
+    dy: Tensor, x: Tensor, weight: Tensor, window: Window, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False]
+        dy, x, weight, None, [window.stride] * 2, [window.padding] * 2, [1, 1], False, [0, 0], 1, [*wanted, False]
     )
     return dx, dw
 
@@ -257,8 +253,8 @@ def _check(x: Tensor, values: Tensor, layout: BlockLayout, kernel: int, stride: 
         )
     if x.device.type != "cpu" or values.device.type != "cpu":
         raise ValueError(
-            f"x is on {x.device} and the values are on {values.device}: convolutions of blocks run on the CPU; move both "
-            "there"
+            f"x is on {x.device} and the values are on {values.device}: convolutions of blocks run on the CPU; move "
+            "both there"
         )
     fitting = values.dtype == x.dtype or (x.dtype, values.dtype) == (torch.bfloat16, torch.float32)
     if x.dtype not in linear.TYPES or not fitting:

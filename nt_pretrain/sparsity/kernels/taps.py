@@ -1,8 +1,8 @@
 """Which pixels the taps of a convolution's kernel see, and the lists of blocks that go with them.
 
-The weight [outputs, channels, k, k] of a convolution is the matrix [outputs, k * k * channels], one tap after another, in
-rows and columns of the kernel: channels_last memory order. Its block columns are tap * (channels / block) + block of
-channels. Where a kernel of 1 has channels that a block does not divide, the last block is padded.
+The weight [outputs, channels, k, k] of a convolution is the matrix [outputs, k * k * channels], one tap after another,
+row by row of the kernel: channels_last memory order. Its block columns are tap * (channels / block) + block of channels.
+Where a kernel of 1 has channels that a block does not divide, the last block is padded.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ def backward_taps(window: Window) -> Taps:
         down, right = divmod(tap, window.kernel)
         rows, columns = (y + window.padding - down) // stride, (x + window.padding - right) // stride
         sources.append(_pixels(rows, columns, window.out_height, window.out_width))
-    return Taps(
-        torch.cat(sources), _starts(sources)[:-1].int(), torch.cat(targets).int(), _starts(targets).int()
-    )
+    return Taps(torch.cat(sources), _starts(sources)[:-1].int(), torch.cat(targets).int(), _starts(targets).int())
 
 
 def tap_classes(kernel: int, stride: int, padding: int) -> Tensor:
@@ -133,7 +131,8 @@ def backward_lists(layout: BlockLayout, kernel: int, stride: int, padding: int) 
     """The rows are the blocks of channels; columns are tap * block rows + block row."""
     taps, classes = kernel**2, stride**2
     channel_blocks, rows = layout.block_columns // taps, layout.block_rows
-    tap, channel = layout.columns.reshape(-1).long() // channel_blocks, layout.columns.reshape(-1).long() % channel_blocks
+    columns = layout.columns.reshape(-1).long()
+    tap, channel = columns // channel_blocks, columns % channel_blocks
     column = tap * rows + layout.indices().rows.long()
     kind = tap_classes(kernel, stride, padding)[tap]
     row = kind * channel_blocks + channel
