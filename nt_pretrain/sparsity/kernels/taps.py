@@ -1,7 +1,7 @@
 """Which pixels the taps of a convolution's kernel see, and the lists of blocks that go with them.
 
 The weight [outputs, channels, k, k] of a convolution is the matrix [outputs, k * k * channels], one tap after another,
-row by row of the kernel: channels_last memory order. Its block columns are tap * (channels / block) + block of channels.
+row by row of the kernel: channels_last memory order. Its block columns are tap * (channels / block) + channel block.
 Where a kernel of 1 has channels that a block does not divide, the last block is padded.
 """
 
