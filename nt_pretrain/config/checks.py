@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from nt_pretrain.config.batch import batch_problems
+from nt_pretrain.config.blocks import backend_problems, tensor_problems
 from nt_pretrain.config.data import data_problems
 from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
@@ -106,6 +107,8 @@ def _model(config: Config) -> list[str]:
 def _sparsity(config: Config) -> list[str]:
     sparsity = config.sparsity
     shapes = shapes_of(config.model)
+    if wrong := backend_problems(config):
+        return wrong
     if sparsity.density == 1.0:
         if sparsity.group_density:
             return [
@@ -123,6 +126,8 @@ def _sparsity(config: Config) -> list[str]:
             budgets = layer_budgets(shapes, sparsity, density=density)
         except ValueError as error:
             return [str(error)]
+    if wrong := tensor_problems(config, shapes):
+        return wrong
     realised = account(shapes, budgets).sparse.density
     fixed = {group_of(name) for name in budgets} <= set(sparsity.group_density)
     if fixed and abs(realised - sparsity.density) > 0.005:

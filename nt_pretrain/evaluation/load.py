@@ -16,8 +16,9 @@ from nt_pretrain.evaluation.target import Target
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.batch_norm import statistics_of
+from nt_pretrain.parallel.blocks import publish, topologies
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import held_part, like_parameter, sharded_model
+from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, sharded_model
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
 from nt_pretrain.train.resume import refuse_other_model
 from nt_pretrain.train.state import budgets_at, identity
@@ -30,7 +31,8 @@ class Loaded:
     """A model as it was saved, on these ranks.
 
     Attributes:
-        layers: the topology of sparse layers; empty for a dense run.
+        layers: the topology of sparse layers; empty for a dense run. Where only the active blocks exist, a block is
+            one of its units.
         digest: of the topology.
         average: whether its weights are moving averages.
         norms: training pictures on which its running statistics were measured again; 0: they are those of the run.
@@ -86,12 +88,18 @@ def load(found: Found, config: Config, ranks: Ranks, *, average: bool = False) -
             f"{found.path} was written by another version of this program: its state lacks {error}; evaluate it with "
             "that version"
         ) from None
-    layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
+    blocks = topologies(model)
+    masked = {name: budget for name, budget in budgets.items() if name in parameters and name not in blocks}
+    layers = [empty_layer(name, budget, held_part(parameters[name])) for name, budget in masked.items()]
     if average and not found.state.get("averaged", False):
         raise CheckpointError(
             f"{found.path} has no moving average of the weights; a run keeps one with train.ema_decay"
         )
     _read(found.path, model, layers, "ema" if average else "model", ranks)
+    for block in blocks.values():
+        block.refresh()
+    publish(model, ranks)
+    layers += [block.grid() for block in blocks.values()]
     digest = topology_digest(layers, ranks, budgets)
     if digest != saved_digest:
         raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
@@ -118,6 +126,8 @@ def _read(path: Path, model: MultiHead, layers: list[SparseLayer], kind: str, ra
         flags = layer.active.view(torch.uint8)
         placed = flags if layer.is_replicated else like_parameter(flags, parameters[layer.name])
         topology[f"active.{layer.name}"] = placed
+    for name, block in topologies(model).items():
+        topology[f"columns.{name}"] = like_lines(block.columns, parameters[name])
     load_tensors(path, {f"{kind}.{name}": x for name, x in read.items()} | topology, group=ranks.control)
     for name, x in live.items():
         if read[name] is not x:

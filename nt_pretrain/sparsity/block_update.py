@@ -81,12 +81,12 @@ def ensure_possible(sparsity: SparsitySection) -> None:
         ),
         f"density_schedule: {sparsity.density_schedule}": (
             sparsity.density_schedule != "constant",
-            "the number of blocks is fixed with the shape of the parameters; set constant",
+            "every line keeps its number of blocks, with which parameters have their shape; set constant",
         ),
     }
     for setting, (is_set, why) in wrong.items():
         if is_set:
-            raise ValueError(f"sparsity.{setting} is not possible with the block backend: {why}")
+            raise ValueError(f"sparsity.{setting} is not possible with sparsity.balance: line: {why}")
 
 
 def block_norms(values: Tensor) -> Tensor:

@@ -266,7 +266,7 @@ def test_a_layer_drops_as_many_as_asked_though_a_line_has_few():
 
 def test_settings_that_need_what_blocks_do_not_have_are_refused():
     for options, words in (
-        ({"grow": "momentum"}, "grow: momentum is not possible with the block backend"),
+        ({"grow": "momentum"}, "grow: momentum is not possible with sparsity.balance: line"),
         ({"grown_moments": "warm"}, "moments of blocks that are not active; set mean or zero"),
         ({"density_schedule": "cosine"}, "density_schedule: cosine"),
         ({"unit": 1}, "set 16, 32, 64 or 128"),

@@ -87,40 +87,6 @@ def conv_dense_gradient(dy: Tensor, x: Tensor, window: Window, dtype: torch.dtyp
     return conv_matrix(gradient)
 
 
-def conv_block_norms(
-    dy: Tensor,
-    x: Tensor,
-    layout: BlockLayout,
-    window: Window,
-    reduce: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """float32 [block rows, block columns]: the 2-norm of every block of the dense gradient, active or not.
-
-    The dense gradient of this one layer exists meanwhile, in bfloat16.
-
-    Args:
-        dy: [B, outputs, Y', X'].
-        x: [B, channels, Y, X].
-        reduce: changes the gradient (bfloat16 [outputs, kernel * kernel * channels]) in place before norms are taken,
-            such as to the mean over ranks.
-
-    Raises:
-        ValueError: shapes that do not fit the layout.
-    """
-    kernel = window.kernel
-    if dy.shape[1] != layout.outputs or kernel * kernel * x.shape[1] != layout.inputs:
-        raise ValueError(
-            f"dy is {list(dy.shape)} and x is {list(x.shape)}, but the layout has {layout.outputs} outputs and "
-            f"{layout.inputs} inputs: those must be dy's channels and {kernel} * {kernel} times x's"
-        )
-    dense = conv_dense_gradient(dy, x, window)
-    if reduce is not None:
-        reduce(dense)
-    block, rows, columns = layout.block, layout.block_rows, layout.block_columns
-    padded = F.pad(dense, (0, columns * block - layout.inputs, 0, rows * block - layout.outputs))
-    return torch.linalg.vector_norm(padded.reshape(rows, block, columns, block), dim=(1, 3), dtype=torch.float32)
-
-
 @dataclass(frozen=True)
 class ConvProduct:
     """The three products of a convolution with active blocks over pictures of one size."""

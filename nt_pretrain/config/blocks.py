@@ -1,0 +1,45 @@
+"""What does not fit together about lines of blocks and about layers of which only the active blocks exist."""
+
+from __future__ import annotations
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.models.groups import balance_of
+from nt_pretrain.sparsity.block_budget import line_budgets
+from nt_pretrain.sparsity.block_update import ensure_possible
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def backend_problems(config: Config) -> list[str]:
+    """Options of ``sparsity`` that the backend or the balance cannot go with, one line each."""
+    sparsity = config.sparsity
+    block, line = sparsity.backend == "block", sparsity.balance == "line"
+    if sparsity.density == 1.0:
+        found = [("backend: block", block), ("balance: line", line)]
+        return [f"sparsity.{key} has no effect while sparsity.density is 1 (a dense run)" for key, on in found if on]
+    if line:
+        try:
+            ensure_possible(sparsity)
+        except ValueError as error:
+            return [str(error)]
+    elif block:
+        return [
+            "sparsity.backend: block needs as many blocks in every line, for its parameters to keep their shape; set "
+            "sparsity.balance: line"
+        ]
+    return []
+
+
+def tensor_problems(config: Config, shapes: Shapes) -> list[str]:
+    """Layers of which ``parallel.tensor`` ranks cannot get as many lines of blocks each; the first is named."""
+    sparsity, ranks = config.sparsity, config.parallel.tensor
+    if sparsity.backend != "block" or ranks == 1:
+        return []
+    for name, budget in line_budgets(shapes, sparsity).items():
+        if budget.lines % ranks:
+            word = "rows" if balance_of(name) == "row" else "columns"
+            return [
+                f"parallel.tensor: {name} has {budget.lines} block {word} of {sparsity.unit} (sparsity.unit), which "
+                f"{ranks} ranks cannot share equally; choose a smaller sparsity.unit or fewer ranks"
+            ]
+    return []
