@@ -105,7 +105,7 @@ class ConvProduct:
             _pixels(x), self._blocks(weights), lists.tensors(), forward_taps(window).tensors(), len(x),
             window.out_pixels, layout.outputs, True,
         )  # fmt: skip
-        return _picture(found, len(x), window.out_height)
+        return _picture(found, len(x), window.out_height, window.out_width)
 
     def input_gradient(self, dy: Tensor, weights: Tensor) -> Tensor:
         layout, window = self.layout, self.window
@@ -119,7 +119,7 @@ class ConvProduct:
             _pixels(dy), self._blocks(weights), self._backward_lists().tensors(), backward_taps(window).tensors(),
             len(dy), window.pixels, channels, False,
         )  # fmt: skip
-        return _picture(found, len(dy), window.height)
+        return _picture(found, len(dy), window.height, window.width)
 
     def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
         """At least float32, of the layout's shape."""
@@ -183,9 +183,8 @@ def _pixels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().reshape(-1, x.shape[1])
 
 
-def _picture(pixels: Tensor, pictures: int, height: int) -> Tensor:
-    channels = pixels.shape[1]
-    return pixels.reshape(pictures, height, -1, channels).permute(0, 3, 1, 2)
+def _picture(pixels: Tensor, pictures: int, height: int, width: int) -> Tensor:
+    return pixels.reshape(pictures, height, width, pixels.shape[1]).permute(0, 3, 1, 2)
 
 
 def _convolution_backward(
