@@ -157,7 +157,7 @@ def by_column(layout: BlockLayout) -> tuple[Tensor, Tensor, Tensor]:
 def _of_class(kind: int, window: Window) -> tuple[Tensor, Tensor]:
     """Rows and columns of the input pixels of class ``kind``."""
     down, right = divmod(kind, window.stride)
-    return torch.arange(down, window.height, window.stride), torch.arange(right, window.width, window.stride)
+    return torch.arange(window.height)[down :: window.stride], torch.arange(window.width)[right :: window.stride]
 
 
 def _pixels(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
