@@ -1,5 +1,5 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
-                                        launch/bench.py layer [--precision bf16] [--plain-torch] [--repeats 7]
+                                        launch/bench.py layer [--convolutions] [--plain-torch] [--repeats 7]
                                         launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
@@ -17,6 +17,7 @@ The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weig
 `layer` times, in the same way, one linear layer 1024 x 2752 with 2048 tokens, forward and both backward products, with
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
 thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
+--convolutions times those of the last two stages of a ResNet-50 instead, on 8 and 32 pictures (or --batch).
 
 `pictures` times, in the same way, one training step of our ResNets (dense M=1, TreeNet and sparse M=3) and of a plain
 torch loop over the same dense network, on the GPU where there is one.
@@ -39,6 +40,7 @@ import sys
 from pathlib import Path
 
 import torch
+from bench_conv import bench_conv
 from bench_data import DataOptions, bench_data
 from bench_images import bench_images, jpeg_sets
 from bench_layer import bench_layer
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=1024, help="for `data` (%(default)s)")
     parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
     parser.add_argument("--plain-torch", action="store_true", help="`layer` without the compiled kernels")
+    parser.add_argument("--convolutions", action="store_true", help="`layer` on convolutions of a ResNet-50")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -88,7 +91,12 @@ def main() -> None:
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
     elif options.what == "layer":
         compiled = False if options.plain_torch else None
-        results = [bench_layer(p, options.repeats, compiled) for p in options.precision or ["fp32", "bf16"]]
+        precisions = options.precision or ["fp32", "bf16"]
+        if options.convolutions:
+            pictures = [options.batch] if options.batch else [8, 32]
+            results = [bench_conv(p, count, options.repeats, compiled) for p in precisions for count in pictures]
+        else:
+            results = [bench_layer(p, options.repeats, compiled) for p in precisions]
     else:
         results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     if options.json:

@@ -89,9 +89,9 @@ def test_the_plan_names_what_blocks_do_not_fit() -> None:
     plan = make_plan(config, 1)
     stem, output = 16 * 3 * 9, 2 * 5 * 64
     assert f"no blocks of 16 fit: stem, output     {stem + output:,}" in render(plan, config)
-    assert plan.flops_per_sample_active == pytest.approx(0.32 * plan.flops_per_sample_dense, rel=0.2)
-    single = make_plan(tiny("masked", "layer", sparsity={"density": 0.3}), 1)
-    assert "no blocks" not in render(single, tiny("masked", "layer", sparsity={"density": 0.3}))
+    assert 0.3 < plan.flops_per_sample_active / plan.flops_per_sample_dense < 0.7, "the dense stem sees most pixels"
+    single = tiny("masked", "layer", sparsity={"unit": 1})
+    assert "no blocks" not in render(make_plan(single, 1), single)
 
 
 @pytest.mark.parametrize(
