@@ -1,9 +1,12 @@
-"""Compare methods on one text: python launch/quality.py CONFIG [--seeds 0 1] [--at-once 2] [section.key=value ...]
+"""Compare methods on one text: python launch/quality.py CONFIG [--compare methods] [--seeds 0 1] [--at-once 2]
+                                                             [section.key=value ...]
 
 Trains, with the options of CONFIG (a NeuroTrails run), a single dense model, a TreeNet, a deep ensemble and NeuroTrails
-itself, each seed, twice: at equal steps, and at equal executed FLOPs (dense matrix products; masks save none). Every
-run is one process on one core; --at-once of them run side by side. Runs that are finished are not repeated, so the same
-command goes on after an interruption. Prints a table in Markdown; docs/QUALITY.md holds one.
+itself, each seed, twice: at equal steps, and at equal executed FLOPs (dense matrix products; masks save none). Or,
+with --compare units, the sparse heads of CONFIG with single weights and with blocks of 16, 32 and 64, dense ones beside
+them, at equal steps. Every run is one process on one core; --at-once of them run side by side. Runs that are finished
+are not repeated, so the same command goes on after an interruption. Prints a table in Markdown; docs/QUALITY.md holds
+both.
 """
 
 from __future__ import annotations
@@ -25,11 +28,19 @@ from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.train.plan import make_plan
 
+BLOCKS = ["sparsity.backend=block", "sparsity.balance=line"]
 METHODS = {
     "single dense": ["model.heads=1", "model.blocks_in_head=0", "sparsity.density=1.0"],
     "TreeNet": ["sparsity.density=1.0"],
     "deep ensemble": ["model.blocks_in_head={layers}", "sparsity.density=1.0"],
     "NeuroTrails": [],
+}
+UNITS = {
+    "single weights": ["sparsity.unit=1"],
+    **{f"blocks of {unit}": [*BLOCKS, f"sparsity.unit={unit}"] for unit in (16, 32, 64)},
+    "blocks of 64, random growth": [*BLOCKS, "sparsity.unit=64", "sparsity.grow=random"],
+    "blocks of 64, fixed": [*BLOCKS, "sparsity.unit=64", "sparsity.update_every=1000000"],
+    "dense heads": ["sparsity.density=1.0"],
 }
 
 
@@ -48,7 +59,18 @@ class Job:
     def name(self) -> str:
         # Other options are another run: a finished one must not stand in for it.
         options = zlib.crc32(" ".join(self.overrides).encode(), self.source)
-        return f"quality-{self.method.lower().replace(' ', '-')}-{self.steps}-seed{self.seed}-{options:08x}"
+        method = self.method.lower().replace(",", "").replace(" ", "-")
+        return f"quality-{method}-{self.steps}-seed{self.seed}-{options:08x}"
+
+
+def jobs_of_units(path: str, overrides: list[str], seeds: list[int]) -> list[Job]:
+    """All runs of the comparison of units, at equal steps."""
+    steps, source = load_config(path, overrides).total_steps, zlib.crc32(Path(path).read_bytes())
+    return [
+        Job(method, "steps", seed, steps, [*overrides, *options], source)
+        for method, options in UNITS.items()
+        for seed in seeds
+    ]
 
 
 def jobs(path: str, overrides: list[str], seeds: list[int]) -> list[Job]:
@@ -78,7 +100,7 @@ def command(path: str, job: Job, base: Config) -> list[str]:
 def run_all(path: str, wanted: list[Job], base: Config, at_once: int) -> None:
     """Run what is not finished, ``at_once`` side by side, longest first."""
     unique = {job.name: job for job in wanted}
-    waiting = sorted(unique.values(), key=lambda job: -job.steps)
+    waiting = sorted(unique.values(), key=lambda job: (-job.steps, job.seed))
     running: dict[str, subprocess.Popen[bytes]] = {}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     while waiting or running:
@@ -147,11 +169,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--compare", choices=["methods", "units"], default="methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--at-once", type=int, default=2)
     options = parser.parse_args()
     base = load_config(options.config, options.overrides)
-    wanted = jobs(options.config, options.overrides, options.seeds)
+    listed = jobs if options.compare == "methods" else jobs_of_units
+    wanted = listed(options.config, options.overrides, options.seeds)
     run_all(options.config, wanted, base, options.at_once)
     print(table(wanted, options.config, base))
     print(f"curves of all runs: tensorboard --logdir {base.run.dir}")

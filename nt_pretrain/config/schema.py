@@ -95,8 +95,10 @@ class ModelSection(Section):
 class SparsitySection(Section):
     density: Density = Field(1.0, description="Share of active units over all sparse layers. 1: dense, no topology.")
     distribution: Literal["erk", "uniform"] = Field("erk", description="How the budget is spread over layers.")
-    scope: Literal["all", "heads", "no_vocab"] = Field(
-        "all", description="Sparse layers: every matrix; those of the heads; all but embedding and output layers."
+    scope: Literal["all", "heads", "no_vocab", "head_blocks"] = Field(
+        "all",
+        description="Sparse layers: every matrix; those of the heads; all but embedding and output layers; those of "
+        "the heads but their embedding and output layers.",
     )
     group_density: dict[
         Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "output"], Density

@@ -197,7 +197,7 @@ def _ensure_one(groups: list[_Twins], asked: float, unit: int) -> None:
     least = sum(group.quantum for group in groups)
     if asked < least:
         raise ValueError(
-            f"sparsity.density asks for {asked:,.0f} active blocks of {unit} x {unit}, and one in each line of each "
+            f"sparsity.density asks for {asked:,.1f} active blocks of {unit} x {unit}, and one in each line of each "
             f"layer makes {least:,}; raise sparsity.density or choose a smaller sparsity.unit"
         )
     poor = [group for group in groups if group.wanted < 1.0]
@@ -211,7 +211,7 @@ def _ensure_one(groups: list[_Twins], asked: float, unit: int) -> None:
         left = asked - fixed
         if not rich or left <= 0:
             raise ValueError(
-                f"sparsity.density asks for {asked:,.0f} active blocks of {unit} x {unit}; layers that are dense and "
+                f"sparsity.density asks for {asked:,.1f} active blocks of {unit} x {unit}; layers that are dense and "
                 f"one block in each line of the others make {fixed:,.0f}. Raise sparsity.density, lower "
                 "sparsity.group_density or choose a smaller sparsity.unit"
             )

@@ -58,10 +58,10 @@ def names_without_blocks(shapes: dict[str, tuple[int, ...]], scope: str, unit: i
 
 def _in_scope(shapes: dict[str, tuple[int, ...]], scope: str) -> list[str]:
     names = [name for name, shape in shapes.items() if len(shape) >= 2]
-    if scope == "heads":
-        return [name for name in names if part_of(name) != "trunk"]
-    if scope == "no_vocab":
-        return [name for name in names if group_of(name) not in ("embedding", "output")]
+    if scope in ("heads", "head_blocks"):
+        names = [name for name in names if part_of(name) != "trunk"]
+    if scope in ("no_vocab", "head_blocks"):
+        names = [name for name in names if group_of(name) not in ("embedding", "output")]
     return names
 
 

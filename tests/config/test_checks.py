@@ -78,6 +78,39 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
             "it to 0.2500 or leave one group out",
         ),
         (
+            {"sparsity": {"backend": "block"}},
+            "sparsity.backend: block has no effect while sparsity.density is 1 (a dense run)",
+        ),
+        (
+            {"sparsity": {"balance": "line"}},
+            "sparsity.balance: line has no effect while sparsity.density is 1 (a dense run)",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "unit": 16, "backend": "block"}},
+            "sparsity.backend: block needs as many blocks in every line, for its parameters to keep their shape; set "
+            "sparsity.balance: line",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "balance": "line"}},
+            "sparsity.unit: 1 is not possible with sparsity.balance: line: single weights are no blocks; set 16, 32, "
+            "64 or 128",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "unit": 16, "balance": "line", "grown_moments": "warm"}},
+            "sparsity.grown_moments: warm is not possible with sparsity.balance: line: it needs moments of blocks "
+            "that are not active; set mean or zero",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "unit": 16, "balance": "line", "density_schedule": "cosine"}},
+            "sparsity.density_schedule: cosine is not possible with sparsity.balance: line: every line keeps its "
+            "number of blocks, with which parameters have their shape; set constant",
+        ),
+        (
+            {"sparsity": {"density": 0.01, "unit": 16, "balance": "line", "scope": "no_vocab"}},
+            "sparsity.density asks for 4.8 active blocks of 16 x 16, and one in each line of each layer makes 120; "
+            "raise sparsity.density or choose a smaller sparsity.unit",
+        ),
+        (
             {"optim": {"warmup_steps": 100}, "train": {"steps": 100}},
             "optim.warmup_steps: 100 of 100 training steps (train.steps) leave none at the full learning rate; a tenth "
             "would be 10",
@@ -355,3 +388,13 @@ def test_missing_files_name_the_command_that_makes_them(tmp_path: Path, monkeypa
     Path("tokenizers").mkdir()
     Path("tokenizers/mine.model").touch()
     assert missing_files(run) == []
+
+
+def test_tensor_ranks_share_out_whole_lines_of_blocks() -> None:
+    sparse = {"density": 0.5, "unit": 32, "balance": "line"}
+    cut = config(sparsity=sparse | {"backend": "block"}, parallel={"tensor": 4})
+    assert problems(cut, world_size=4) == [
+        "parallel.tensor: trunk.blocks.0.attention.query.weight has 2 block rows of 32 (sparsity.unit), which 4 ranks "
+        "cannot share equally; choose a smaller sparsity.unit or fewer ranks"
+    ]
+    assert problems(config(sparsity=sparse, parallel={"tensor": 4}), world_size=4) == []

@@ -111,7 +111,7 @@ def test_impossible_budgets_say_why():
     with pytest.raises(ValueError, match=r"unit is 1, and single weights make no blocks"):
         plan_block_budgets(SHAPES, section(unit=1))
     with pytest.raises(
-        ValueError, match=r"asks for [\d,]+ active blocks of 128 x 128, and one in each line .* [\d,]+;"
+        ValueError, match=r"asks for [\d,.]+ active blocks of 128 x 128, and one in each line .* [\d,]+;"
     ):
         plan_block_budgets(SHAPES, section(unit=128, density=0.01))
     with pytest.raises(ValueError, match=r"trunk.final_norm.weight, which is no sparse layer"):

@@ -76,6 +76,8 @@ def test_scopes_and_group_densities():
     shapes = shapes_of(LLAMA130M)
     heads = plan_budgets(shapes, SparsitySection(density=0.5, scope="heads"))
     assert heads and all(name.startswith("heads.") for name in heads)
+    blocks = plan_budgets(shapes, SparsitySection(density=0.5, scope="head_blocks"))
+    assert blocks and set(blocks) == {name for name in heads if "output" not in name and "embedding" not in name}
     no_vocabulary = plan_budgets(shapes, SparsitySection(density=0.5, scope="no_vocab"))
     assert not [name for name in no_vocabulary if "embedding" in name or "output" in name]
     fixed = plan_budgets(shapes, SparsitySection(density=0.5, group_density={"embedding": 1.0, "output": 0.25}))
