@@ -40,9 +40,13 @@ struct Lists {
 struct Batch {
   int64_t before, inside;  // pixels of a picture read from, and of the class in a picture
 
-  int64_t row(const int32_t* sources, int64_t token) const {
-    const int64_t pixel = sources[token % inside];
-    return pixel < 0 ? -1 : token / inside * before + pixel;
+  // What one tap reads for the tokens [first, first + count).
+  void rows(const int32_t* sources, int64_t first, int64_t count, int64_t* out) const {
+    int64_t pixel = first % inside, base = first / inside * before;
+    for (int64_t t = 0; t < count; ++t) {
+      out[t] = sources[pixel] < 0 ? -1 : base + sources[pixel];
+      if (++pixel == inside) pixel = 0, base += before;
+    }
   }
 };
 
@@ -84,20 +88,26 @@ void gather(const S* x, int64_t stride, const int64_t* rows, int64_t count, int6
   }
 }
 
-// The same with the sum running down the rows: two rows make one row of pairs.
+#if NT_AVX512
+
+AVX512 inline void gather_pairs(const at::BFloat16* x, int64_t stride, const int64_t* rows, int64_t count, int64_t valid,
+                                int64_t block, const at::BFloat16* zeros, uint32_t* out) {
+  for (int64_t t = 0; t < count; t += 2, out += block) {
+    const bool second = t + 1 < count && rows[t + 1] >= 0;
+    join_rows(rows[t] < 0 ? zeros : x + rows[t] * stride, second ? x + rows[t + 1] * stride : nullptr, valid, block, out);
+  }
+}
+
+#endif
+
+// The same with the sum running down the rows: two rows make one row of pairs. `zeros`: a block of them.
 template <class S, bool PAIR>
 void gather_down(const S* x, int64_t stride, const int64_t* rows, int64_t count, int64_t valid, int64_t block,
                  const S* zeros, uint32_t* out) {
-  const auto at = [&](int64_t t) { return t < count && rows[t] >= 0 ? x + rows[t] * stride : zeros; };
-  for (int64_t t = 0; t < count; t += PAIR ? 2 : 1, out += block) {
-    if constexpr (PAIR) {
+  if constexpr (!PAIR) return gather<S, false>(x, stride, rows, count, valid, block, out);
 #if NT_AVX512
-      join_rows(at(t), at(t + 1), valid, block, out);
+  if constexpr (PAIR) return gather_pairs(x, stride, rows, count, valid, block, zeros, out);
 #endif
-    } else {
-      widen_row(at(t), valid, block, out);
-    }
-  }
 }
 
 struct Tile {
@@ -149,8 +159,8 @@ void product(const at::Tensor& x, const at::Tensor& blocks, const Lists& lists, 
           const int64_t column = lists.used[u] % in_blocks * block;
           if (lists.used[u] / in_blocks != tap) {
             tap = lists.used[u] / in_blocks;
-            for (int64_t t = 0; t < padded; ++t)
-              from[t] = t < tile.count ? batch.row(taps.sources + taps.starts[tap], tile.first + t) : -1;
+            batch.rows(taps.sources + taps.starts[tap], tile.first, tile.count, from.data());
+            std::fill(from.begin() + tile.count, from.begin() + padded, -1);
           }
           gather<S, PAIR>(x.const_data_ptr<S>() + column, x.stride(0), from.data(), padded,
                           std::min(block, width - column), block,
@@ -213,7 +223,7 @@ void gradient(const at::Tensor& dy, const at::Tensor& x, const int32_t* rows, co
           const int64_t column = columns[j] % in_blocks * block;
           if (columns[j] / in_blocks != tap) {
             tap = columns[j] / in_blocks;
-            for (int64_t t = 0; t < pixels; ++t) from[t] = batch.row(sources + tap * batch.inside, k * per_word + t);
+            batch.rows(sources + tap * batch.inside, k * per_word, pixels, from.data());
           }
           if (j == first || columns[j] != columns[j - 1])
             gather_down<S, PAIR>(source + column, x.stride(0), from.data(), pixels, std::min(block, width - column),
