@@ -1,18 +1,20 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
+                                        launch/bench.py update [--model 60m_sparse] [--precision fp32] [--repeats 7]
+                                        launch/bench.py checkpoint [--model 60m_sparse] [--repeats 7]
                                         launch/bench.py layer [--convolutions] [--plain-torch] [--repeats 7]
                                         launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
 
-`step` times one optimizer step of 4 x 256 tokens on one core, all variants interleaved in one process (each repeat runs
-every variant, every second repeat in reverse order), and prints CPU seconds, wall seconds, and the median of the ratios
-within a repeat with their spread:
+`step` times one optimizer step on one core, all variants interleaved in one process (each repeat runs every variant,
+every second repeat in reverse order), and prints CPU seconds, wall seconds, and the median of the ratios within a
+repeat with their spread: our dense model, three dense heads on its trunk (TreeNet), three sparse ones with masks and,
+for the models 60m_sparse and 350m_heads, with only their active blocks, steps that update the topology beside steps
+that do not, and transformers' LlamaForCausalLM, if it is installed, with the shape of the dense model, the same
+tokens, precision (bf16 by autocast over fp32 weights), fused AdamW and clipping.
 
-  sparse M=3   our masked step at density .9          against   our TreeNet, the same model at density 1
-  dense M=1    our plain model                        against   transformers' LlamaForCausalLM, if it is installed
-  update       one topology update of the M=3 model   against   the sparse step
-
-The peer gets the same shape, tokens, precision (bf16 by autocast over fp32 weights, as ours), fused AdamW and clipping.
+`update` times the parts of a topology update of the same models, `checkpoint` saving and loading them beside a plain
+write of as many bytes.
 
 `layer` times, in the same way, one linear layer 1024 x 2752 with 2048 tokens, forward and both backward products, with
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
@@ -40,13 +42,16 @@ import sys
 from pathlib import Path
 
 import torch
+from bench_checkpoint import bench_checkpoint
 from bench_conv import bench_conv
 from bench_data import DataOptions, bench_data
+from bench_explain import explain
 from bench_images import bench_images, jpeg_sets
-from bench_layer import bench_layer
+from bench_layer import TYPES, bench_layer
 from bench_pictures import SHAPES as PICTURE_SHAPES
 from bench_pictures import bench_pictures
 from bench_step import SHAPES, bench_step
+from bench_update import bench_update
 
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.parallel.mesh import leave
@@ -54,7 +59,7 @@ from nt_pretrain.parallel.mesh import leave
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "layer", "pictures", "images", "data"])
+    parser.add_argument("what", choices=["step", "update", "checkpoint", "layer", "pictures", "images", "data"])
     parser.add_argument("--model", choices=list(SHAPES), default="9m")
     parser.add_argument("--family", choices=list(PICTURE_SHAPES), default="resnet50", help="for `pictures`")
     parser.add_argument("--batch", type=int, default=0, help="pictures of a step; default: 128 on a GPU, few on a CPU")
@@ -69,6 +74,7 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
     parser.add_argument("--plain-torch", action="store_true", help="`layer` without the compiled kernels")
     parser.add_argument("--convolutions", action="store_true", help="`layer` on convolutions of a ResNet-50")
+    parser.add_argument("--explain", action="store_true", help="`layer`: operations and bytes against measured peaks")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -91,12 +97,19 @@ def main() -> None:
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
     elif options.what == "layer":
         compiled = False if options.plain_torch else None
-        precisions = options.precision or ["fp32", "bf16"]
-        if options.convolutions:
-            pictures = [options.batch] if options.batch else [8, 32]
-            results = [bench_conv(p, count, options.repeats, compiled) for p in precisions for count in pictures]
-        else:
-            results = [bench_layer(p, options.repeats, compiled) for p in precisions]
+        results = []
+        for precision in options.precision or ["fp32", "bf16"]:
+            if options.convolutions:
+                pictures = [options.batch] if options.batch else [8, 32]
+                results += [bench_conv(precision, count, options.repeats, compiled) for count in pictures]
+                continue
+            results.append(bench_layer(precision, options.repeats, compiled))
+            if options.explain:
+                explain(results[-1], TYPES[precision])
+    elif options.what == "checkpoint":
+        results = [bench_checkpoint(options.model, options.repeats)]
+    elif options.what == "update":
+        results = [bench_update(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     else:
         results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     if options.json:

@@ -4,7 +4,8 @@ torchrun --standalone --nproc-per-node 4 launch/bench_mesh.py configs/demo.yaml 
 
 All meshes (axes replicate, shard, head, tensor) run in the same processes, in turn, every second round backwards;
 tokens are random. Prints, per rank: seconds of a step and of a topology update (medians), the bytes that our
-collectives ask for (ring algorithms) and those that crossed the network interface, headers included.
+collectives ask for (ring algorithms) and those that crossed the network interface, headers included. An update is what
+it adds to its step: where only active blocks exist, the dense gradients of the layers that grow too.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import Ranks, connect, leave, world_size_of_launcher
 from nt_pretrain.rehearsal.watch import Watch
+from nt_pretrain.train.change import change_topology, growth_scores
 from nt_pretrain.train.plan import readable_bytes
 from nt_pretrain.train.state import TrainState, fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
-from nt_pretrain.train.topology import update_topology
 
 
 @dataclass
@@ -54,17 +56,20 @@ class Running:
         shape = (config.train.global_batch // self.ranks.sizes.data, config.data.sequence_length + 1)
         generator = torch.Generator().manual_seed(self.ranks.data_rank)
         self.tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
+        self.scores: GrowthScores | None = None
 
     def gradients(self) -> None:
-        accumulate_gradients(
-            self.state.model, self.config, Inputs.of_text(self.tokens, torch.zeros_like(self.tokens)), self.ranks
-        )
+        batch = Inputs.of_text(self.tokens, torch.zeros_like(self.tokens))
+        accumulate_gradients(self.state.model, self.config, batch, self.ranks, self.scores)
+
+    def grow_next(self) -> None:
+        """Let the next gradients be those of a step after which blocks grow."""
+        self.scores = growth_scores(self.state, self.config, self.ranks, self.config.sparsity.update_every)
 
     def update(self) -> None:
-        update_topology(
-            self.state.layers, self.state.layer_tensors(), self.config, self.ranks, targets=self.state.budgets,
-            prune_rate=self.config.sparsity.prune_rate, step=1,
-        )  # fmt: skip
+        every = self.config.sparsity.update_every
+        change_topology(self.state, self.config, self.ranks, every, self.scores)
+        self.scores = None
 
     def apply(self) -> None:
         apply_gradients(self.state.optimizer, self.state.layers, self.config, self.ranks, self.config.optim.lr)
@@ -88,6 +93,19 @@ def counted(work: Callable[[], None], ranks: Ranks) -> tuple[int, int]:
     return sum(each.bytes for each in watch.traffic.values()), crossed
 
 
+def growth_counted(running: Running, step: tuple[int, int]) -> tuple[int, int]:
+    """What a topology update adds to ``step``, the bytes of an ordinary one."""
+
+    def work() -> None:
+        running.gradients()
+        running.update()
+
+    running.apply()
+    running.grow_next()
+    asked, crossed = counted(work, running.ranks)
+    return asked - step[0], crossed - step[1]
+
+
 def timed(work: Callable[[], None], ranks: Ranks) -> float:
     dist.barrier(group=ranks.control)
     begin = time.perf_counter()
@@ -101,12 +119,17 @@ def one_round(config: Config, found: Found) -> None:
     ranks, updates = running.ranks, bool(running.state.budgets)
     found.step_bytes = counted(running.gradients, ranks)
     if updates:
-        found.update_bytes = counted(running.update, ranks)
+        found.update_bytes = growth_counted(running, found.step_bytes)
     running.apply()
     for _ in range(3):
         gradients = timed(running.gradients, ranks)
-        found.updates.append(timed(running.update, ranks) if updates else 0.0)
         found.steps.append(gradients + timed(running.apply, ranks))
+        running.grow_next()
+        more = timed(running.gradients, ranks) - gradients if running.scores is not None else 0.0
+        if updates and running.scores is None:
+            running.gradients()
+        found.updates.append(timed(running.update, ranks) + more if updates else 0.0)
+        running.apply()
 
 
 def mesh_of(text: str) -> list[str]:

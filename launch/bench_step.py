@@ -90,12 +90,12 @@ class Ours:
         self.state: TrainState = fresh_state(config, ranks)
 
     def step(self) -> None:
-        self._gradients(0)
+        self.gradients(0)
         self._apply()
 
     def update_step(self) -> None:
         """A step that also updates the topology: growth scores, drop and grow."""
-        scores = self._gradients(EVERY)
+        scores = self.gradients(EVERY)
         change_topology(self.state, self.config, self.ranks, EVERY, scores)
         self._apply()
 
@@ -105,7 +105,8 @@ class Ours:
         weights = list(self.state.parameters.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *weights, *moments])
 
-    def _gradients(self, step: int) -> GrowthScores | None:
+    def gradients(self, step: int) -> GrowthScores | None:
+        """Of ``step``; with what growth asks of them where topologies are updated then."""
         scores = growth_scores(self.state, self.config, self.ranks, step) if step else None
         batch = Inputs.of_text(self.tokens, self.documents)
         accumulate_gradients(self.state.model, self.config, batch, self.ranks, scores)

@@ -71,7 +71,8 @@ class GrowthScores:
             return gradient
         gradient = gradient.to(torch.float64 if self.exact else torch.float32)
         each = -(-(len(gradient) // unit) // count) * unit
-        padded = nn.functional.pad(gradient, (0, 0, 0, each * count - len(gradient)))
+        missing = each * count - len(gradient)
+        padded = nn.functional.pad(gradient, (0, 0, 0, missing)) if missing else gradient
         own = padded
         if count > 1:
             own = padded.new_empty(each, padded.shape[1])

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from nt_pretrain.config.mesh import MeshSizes
 from nt_pretrain.config.schema import Config
-from nt_pretrain.models.accounting import attention_flops_per_token
+from nt_pretrain.models.accounting import Count, attention_flops_per_token
 from nt_pretrain.rehearsal.machines import Machine
 from nt_pretrain.rehearsal.step import Rehearsal
 from nt_pretrain.rehearsal.watch import Sent
+from nt_pretrain.train.plan import Plan
 
 RATE_SHARE = 0.8
 """Share of the rated memory and link speed that is reached."""
@@ -72,15 +73,17 @@ class Forecast:
 
     @property
     def mfu(self) -> float:
-        """Share of the peak that goes into operations of the dense model, as the training log counts it."""
+        """Share of the peak that goes into operations that are executed, as the training log counts it: with all
+        weights, or where only active blocks exist with these; recomputation and updates aside.
+        """
         return self.model_flops_per_device / self.step / self.peak
 
 
 def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: Assumptions) -> Forecast:
     """The times of ``config`` on ``machine``, for the rank that was rehearsed."""
     plan, sizes, memory = rehearsal.plan, rehearsal.plan.sizes, rehearsal.memory
-    flops = plan.flops_per_sample_dense * plan.samples_per_step / sizes.world
-    compute = flops * (1 + _recomputed(config, plan.accounts.per_token.total)) / (machine.peak * assumed.efficiency)
+    flops = plan.flops_per_sample_executed * plan.samples_per_step / sizes.world
+    compute = flops * (1 + _recomputed(config, plan)) / (machine.peak * assumed.efficiency)
     rate = machine.memory_rate * RATE_SHARE
     # Norm and clipping read and write gradients; the optimizer reads gradients, weights and moments and writes the last
     # two; an average reads the weights once more.
@@ -90,6 +93,10 @@ def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: As
     hidden = sum(traffic.get(axis, 0.0) for axis in ("shard", "shard of heads", "replicate"))
     exposed = max(0.0, hidden - compute) + sum(traffic.get(axis, 0.0) for axis in ("head", "tensor"))
     update = UPDATE_PASSES * memory.weights / rate + _seconds(rehearsal.update, "update", sizes, machine)
+    if plan.executes_active and config.sparsity.grow != "random":
+        # The dense gradients of all sparse layers: a product of two operations for each weight and sample.
+        products = 2 * plan.accounts.sparse.total * plan.samples_per_step / sizes.world
+        update += products / (machine.peak * assumed.efficiency)
     update *= plan.topology_updates > 0
     saved = (memory.weights + memory.moments + memory.average + memory.topology) / assumed.host
     step = compute + optimizer + exposed
@@ -110,16 +117,17 @@ def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: As
     )
 
 
-def _recomputed(config: Config, matrix_weights: int) -> float:
+def _recomputed(config: Config, plan: Plan) -> float:
     """Operations that recomputation adds, as a share of those of a step: a forward pass is a third of it."""
-    model, what = config.model, config.parallel.activation_checkpoint
-    blocks = model.layers - model.blocks_in_head + model.heads * model.blocks_in_head
-    width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
-    ffn = 3 * model.hidden * model.intermediate
-    attention = 2 * model.hidden * (model.hidden + width)
-    scores = attention_flops_per_token(model, config.data.sequence_length) / 6 / blocks
-    again = {"none": 0.0, "selective": ffn, "full": ffn + attention + scores}[what]
-    return 2 * blocks * again / (6 * matrix_weights + 6 * scores * blocks)
+
+    def weights(count: Count) -> int:
+        return count.active if plan.executes_active else count.total
+
+    groups = plan.accounts.by_group
+    ffn, attention = (weights(groups.get(name, Count())) for name in ("ffn", "attention"))
+    scores = attention_flops_per_token(config.model, config.data.sequence_length) / 6
+    again = {"none": 0.0, "selective": ffn, "full": ffn + attention + scores}[config.parallel.activation_checkpoint]
+    return 2 * again / (6 * weights(plan.accounts.per_token) + 6 * scores)
 
 
 def _seconds(sent: Sent, axis: str, sizes: MeshSizes, machine: Machine) -> float:

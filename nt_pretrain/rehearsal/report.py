@@ -7,7 +7,7 @@ from nt_pretrain.rehearsal.forecast import Forecast
 from nt_pretrain.rehearsal.machines import Machine
 from nt_pretrain.rehearsal.step import Rehearsal
 from nt_pretrain.rehearsal.watch import Sent
-from nt_pretrain.train.plan import readable_bytes
+from nt_pretrain.train.plan import Plan, readable_bytes
 
 RESERVE = 0.1
 """Share of the device's memory left to libraries and fragmentation."""
@@ -32,6 +32,7 @@ def in_full(rehearsal: Rehearsal, forecast: Forecast, machine: Machine) -> str:
         ("whole gradients, kept between micro-batches", readable_bytes(memory.kept)),
         ("activations, gathered weights, logits", readable_bytes(memory.working)),
         ("peak of a step", readable_bytes(memory.step)),
+        *([("peak of a step after which blocks grow", readable_bytes(memory.growing_step))] if memory.growing else []),
         ("topology update, beside what is stored (estimate)", readable_bytes(memory.update)),
         ("validation, beside what is stored (estimate)", readable_bytes(memory.validation)),
         ("peak", readable_bytes(memory.peak)),
@@ -52,7 +53,7 @@ def in_full(rehearsal: Rehearsal, forecast: Forecast, machine: Machine) -> str:
         ("step", _time(forecast.step)),
         ("tokens per second", f"{forecast.tokens_per_step / forecast.step:,.0f}"),
         ("tokens per day", f"{forecast.tokens_per_day / 1e9:,.2f} billion"),
-        ("MFU, dense operations", f"{forecast.mfu:.1%}"),
+        (_mfu(plan), f"{forecast.mfu:.1%}"),
         ("whole run", f"{plan.total_steps * forecast.step / 3600:,.1f} hours"),
     ]
     tables: tuple[tuple[str, Rows], ...] = (
@@ -85,7 +86,7 @@ def growth(found: list[tuple[Rehearsal, Forecast]], machine: Machine) -> str:
             "topology updates, share": f"{forecast.update_share / forecast.step:.2%}",
             "step": _time(forecast.step),
             "tokens per day": f"{forecast.tokens_per_day / 1e9:,.1f} billion",
-            "MFU, dense operations": f"{forecast.mfu:.1%}",
+            _mfu(rehearsal.plan): f"{forecast.mfu:.1%}",
             "one checkpoint": readable_bytes(rehearsal.plan.checkpoint_bytes),
         }
         for rehearsal, forecast in found
@@ -107,6 +108,10 @@ def _verdict(rehearsal: Rehearsal, machine: Machine) -> str:
         advice.append("more ranks or a larger train.micro_batch, so that no whole gradient has to be kept")
     advice += ["a smaller train.micro_batch", "parallel.activation_checkpoint=full", "more shards"]
     return f"DOES NOT FIT (a tenth is kept free); try {', '.join(advice)}"
+
+
+def _mfu(plan: Plan) -> str:
+    return f"MFU, {'active' if plan.executes_active else 'dense'} operations"
 
 
 def _mesh(sizes: MeshSizes) -> str:

@@ -12,7 +12,7 @@ import datetime
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,11 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
-from nt_pretrain.parallel.mesh import Ranks, lay_mesh
+from nt_pretrain.parallel.growth import GrowthScores
+from nt_pretrain.parallel.mesh import Ranks, lay_mesh, wants_cuda
 from nt_pretrain.parallel.shard import held_part, own_heads, placed_model, set_last_micro_batch
-from nt_pretrain.rehearsal.traffic import by_axis, of_update
+from nt_pretrain.rehearsal.blocks import draw, give_shapes, scratch_bytes
+from nt_pretrain.rehearsal.traffic import by_axis, of_block_update, of_update
 from nt_pretrain.rehearsal.watch import Sent, Traffic, Watch
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
 from nt_pretrain.train.ema import Average
@@ -44,6 +46,7 @@ class RankMemory:
         gradients: its shards after the backward pass.
         kept: whole gradients that wait for the last micro-batch; 0 without accumulation.
         working: beyond all these at the fullest moment of a step: gathered weights, activations, logits.
+        growing: the same in a step after which blocks grow, which computes dense gradients; 0 where none does.
         update: beyond these shards and the gradients during a topology update (estimate).
         validation: beyond these shards during a validation (estimate).
         snapshot: the copy that a checkpoint is written from.
@@ -59,6 +62,7 @@ class RankMemory:
     validation: int
     snapshot: int
     average: int = 0
+    growing: int = 0
 
     @property
     def stored(self) -> int:
@@ -70,8 +74,14 @@ class RankMemory:
         return self.stored + self.kept + self.working
 
     @property
+    def growing_step(self) -> int:
+        """At that of a step after which blocks grow; without meaning where none does."""
+        return self.stored + self.kept + self.growing
+
+    @property
     def peak(self) -> int:
-        return max(self.step, self.stored + self.gradients + self.update, self.stored + self.validation)
+        steps = max(self.step, self.growing_step)
+        return max(steps, self.stored + self.gradients + self.update, self.stored + self.validation)
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,17 @@ def rehearse(config: Config, world: int, rank: int = 0) -> Rehearsal:
     with _fake_ranks(config, world, rank) as ranks, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a machine that is not there
         model = placed_model(config, ranks)
-        with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
-            memory, traffic, layers = _run(config, ranks, model, plan, watch)
-        return Rehearsal(plan, memory, by_axis(traffic, ranks), of_update(layers, ranks, config))
+        give_shapes()
+        drawn = draw(model, config, ranks)
+        scratch = None if wants_cuda(config) else scratch_bytes
+        with FakeTensorMode(allow_non_fake_inputs=True), Watch(scratch) as watch:
+            counted = _run(config, ranks, model, plan, watch)
+        if config.sparsity.backend == "block":
+            update = of_block_update(model, ranks, config) + counted.growth
+        else:
+            update = of_update(counted.layers, ranks, config)
+        memory = replace(counted.memory, topology=counted.memory.topology + drawn)
+        return Rehearsal(plan, memory, by_axis(counted.traffic, ranks), update)
 
 
 @contextmanager
@@ -113,16 +131,24 @@ def _fake_ranks(config: Config, world: int, rank: int) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _run(
-    config: Config, ranks: Ranks, model: MultiHead, plan: Plan, watch: Watch
-) -> tuple[RankMemory, Traffic, list[SparseLayer]]:
+@dataclass(frozen=True)
+class _Counted:
+    """``growth``: what a step sends more after which blocks grow. ``layers``: of the masked backend."""
+
+    memory: RankMemory
+    traffic: Traffic
+    growth: Sent
+    layers: list[SparseLayer]
+
+
+def _run(config: Config, ranks: Ranks, model: MultiHead, plan: Plan, watch: Watch) -> _Counted:
     model.to_empty(device=torch.device("cpu"))
     parameters, weights = dict(model.named_parameters()), watch.live
     optimizer = Optimizer(parameters, config.optim)
     moments = watch.live - weights
     averaged = Average.of(dict(optimizer.shards), config.train.ema_decay) if config.train.ema_decay > 0.0 else None
     average = watch.live - weights - moments
-    budgets = budgets_at(config, shapes_of(config.model), 0)
+    budgets = budgets_at(config, shapes_of(config.model), 0) if config.sparsity.backend == "masked" else {}
     layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
     stored = watch.live
     kept, before = 0, {}
@@ -134,9 +160,15 @@ def _run(
     gradients = watch.live - stored
     traffic = {name: sent + before.get(name, Sent()) * (plan.accumulation - 2) for name, sent in watch.traffic.items()}
     working = watch.peak - stored - kept
+    last = _sum(watch.traffic) + _sum(before) * -1
     optimizer.step(optimizer.gradients(), config.optim.lr)
     if averaged is not None:
         averaged.update()
+    growing, growth = 0, Sent()
+    if _computes_dense_gradients(config, plan):
+        growing, sent = _grow(config, ranks, model, plan, watch)
+        growing, growth = growing - stored - kept, sent + last * -1
+        optimizer.step(optimizer.gradients(), config.optim.lr)
     watch.forget_peak()
     _forward(config, ranks, model)
     memory = RankMemory(
@@ -150,8 +182,31 @@ def _run(
         update=plan.memory.update,
         validation=watch.peak - stored + plan.memory.read_off + plan.memory.swapped,
         snapshot=plan.memory.snapshot,
+        growing=growing,
     )
-    return memory, traffic, layers
+    return _Counted(memory, traffic, growth, layers)
+
+
+def _computes_dense_gradients(config: Config, plan: Plan) -> bool:
+    sparsity = config.sparsity
+    return sparsity.backend == "block" and sparsity.grow != "random" and plan.topology_updates > 0
+
+
+def _grow(config: Config, ranks: Ranks, model: MultiHead, plan: Plan, watch: Watch) -> tuple[int, Sent]:
+    """Peak of live bytes in a step after which blocks grow, and what its last micro-batch sends."""
+    scores = GrowthScores(config, ranks)
+    scores.listen(model, on=True)
+    watch.forget_peak()
+    if plan.accumulation > 1:
+        _micro_batch(config, ranks, model, last=False)
+    before, scores.last = _sum(watch.traffic), True
+    _micro_batch(config, ranks, model, last=True)
+    scores.listen(model, on=False)
+    return watch.peak, _sum(watch.traffic) + before * -1
+
+
+def _sum(traffic: Traffic) -> Sent:
+    return sum(traffic.values(), Sent())
 
 
 def _micro_batch(config: Config, ranks: Ranks, model: MultiHead, *, last: bool) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.groups import part_of
+from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.parallel.blocks import block_modules, lines_group
+from nt_pretrain.parallel.exchange import width
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.rehearsal.watch import Sent, Traffic
 from nt_pretrain.sparsity.topology import SparseLayer
@@ -42,9 +45,9 @@ def of_update(layers: list[SparseLayer], ranks: Ranks, config: Config) -> Sent:
     """Bytes and calls of one topology update at most: the counts or block scores of every layer held here."""
     sizes, sparsity = ranks.sizes, config.sparsity
     total = Sent()
-    for held, width in (("trunk", sizes.shard * sizes.head * sizes.tensor), ("heads", sizes.shard * sizes.tensor)):
+    for held, among in (("trunk", sizes.shard * sizes.head * sizes.tensor), ("heads", sizes.shard * sizes.tensor)):
         part = [layer for layer in layers if (part_of(layer.name) == "trunk") == (held == "trunk")]
-        if width == 1 or not part:
+        if among == 1 or not part:
             continue
         by_score = 1 if sparsity.grow == "random" else 2
         selections = by_score + (sparsity.grow == "random" or sparsity.grow_random_share > 0)
@@ -53,7 +56,36 @@ def of_update(layers: list[SparseLayer], ranks: Ranks, config: Config) -> Sent:
         size += by_score * sum(8 * layer.active.numel() for layer in part if layer.unit > 1)
         size += 8 * SMALL_SUMS * 4 * len(part)
         calls = SMALL_SUMS + SELECTION_PASSES * selections * bool(single) + by_score * (len(single) < len(part))
-        total += Sent(2 * (width - 1) * size // width, calls)
-    everyone = 2 * 2 * 8 * config.model.heads * len(layers)  # digests of all layers, compared by all ranks
-    reports = REPORT_BYTES * len(layers) * (sizes.head - 1)
-    return total + Sent(everyone + reports, 1 + 2 * (sizes.head > 1)) if sizes.world > 1 else total
+        total += Sent(2 * (among - 1) * size // among, calls)
+    return total + _reports(len(layers), ranks, config)
+
+
+def of_block_update(model: MultiHead, ranks: Ranks, config: Config) -> Sent:
+    """The same of layers of which only the active blocks exist, without what growth reduces in the backward pass.
+
+    No selection asks anybody: a rank has the whole lines it decides about. It tells the others of its columns.
+    """
+    total, modules = Sent(), block_modules(model)
+    for held in ("trunk", "heads"):
+        part = {name: module for name, module in modules.items() if (part_of(name) == "trunk") == (held == "trunk")}
+        if not part:
+            continue
+        among = width(lines_group(next(iter(part)), ranks)) * ranks.sizes.tensor
+        if among > 1:
+            size = 8 * SMALL_SUMS * len(part)
+            total += Sent(2 * (among - 1) * size // among, SMALL_SUMS)
+        for name, module in part.items():
+            lines, fan = module.weight.shape[:2]
+            count = width(lines_group(name, ranks))
+            each = -(-(lines // ranks.sizes.tensor) // count)
+            total += Sent((count - 1) * each * fan * 4, int(count > 1))
+    return total + _reports(len(modules), ranks, config)
+
+
+def _reports(layers: int, ranks: Ranks, config: Config) -> Sent:
+    """Digests of all layers, compared by all ranks, and what ranks of other heads are told."""
+    if ranks.sizes.world == 1:
+        return Sent()
+    everyone = 2 * 2 * 8 * config.model.heads * layers
+    reports = REPORT_BYTES * layers * (ranks.sizes.head - 1)
+    return Sent(everyone + reports, 1 + 2 * (ranks.sizes.head > 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +54,14 @@ class Watch(TorchDispatchMode):
 
     A storage counts from the operation that returns it until nothing refers to it. Views count once. What existed
     before is not counted, unless it grows: FSDP gives gathered weights their memory and takes it back.
+
+    Args:
+        scratch: bytes that one of our kernels takes while it runs, by its name and arguments: these never get here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Callable[[str, tuple[Any, ...]], int] | None = None) -> None:
         super().__init__()
+        self.scratch = scratch
         self.live = 0
         self.peak = 0
         self._sizes: dict[int, int] = {}
@@ -81,6 +85,8 @@ class Watch(TorchDispatchMode):
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
+        if self.scratch is not None and function.namespace == "nt_sparse":
+            self.peak = max(self.peak, self.live + self.scratch(function.overloadpacket.__name__, args))
         return made
 
     def __enter__(self) -> Watch:

@@ -1,8 +1,9 @@
 """Estimate of the memory of one rank, in bytes, part by part.
 
-What is stored (weights, gradients, moments, average, topology) is exact up to uneven shards. Activations are counted
-from what a block saves for its backward (measured on a CPU in fp32: within 1 %; fused kernels on a GPU save less). Left
-out: the libraries' own memory, data, and fragmentation; plan for a fifth more.
+What is stored (weights, gradients, moments, average, topology) is exact up to uneven shards; of layers of blocks only
+active ones count (:mod:`nt_pretrain.train.block_memory`). Activations are counted from what a block saves for its
+backward (measured on a CPU in fp32: within 1 %; fused kernels on a GPU save less). Left out: the libraries' own memory,
+data, and fragmentation; plan for a fifth more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from nt_pretrain.eval.metrics import CHUNK
 from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import group_of, part_of
 from nt_pretrain.parallel.mesh import wants_cuda
+from nt_pretrain.parallel.shard import blocks_of
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.train.block_memory import (
+    Beside,
+    BlockLayerSize,
+    growth_bytes,
+    saved_bytes,
+    scratch_bytes,
+    size_on,
+    update_bytes,
+)
 from nt_pretrain.train.picture_memory import picture_memory
 
 
@@ -29,7 +40,8 @@ class Memory:
         gathered: whole layers in the compute dtype while they are used.
         gradients: the shard; and, with gradient accumulation, a whole unsharded gradient, since gradients travel once.
         moments: the shard of Adam's two moments, or of SGD's momentum.
-        topology: active and explored flags.
+        topology: active and explored flags; of layers of blocks the columns of all blocks that are multiplied here,
+            with the index lists of the kernels, and of the lines held here what an update needs.
         activations: what trunk and one head save for their backward, for one micro-batch.
         loss: logits of one chunk of tokens, and the gradient of one output layer.
         update: scores and flags during a topology update, when activations and logits are gone.
@@ -38,6 +50,8 @@ class Memory:
         snapshot: the copy that a checkpoint is written from; none on a GPU, where it is in the host's memory.
         average: the shard of the moving average of the weights.
         swapped: the weights beside the average that is validated in their place.
+        kernels: what the compiled kernels of layers of blocks take on a CPU while one runs.
+        growth: what dense gradients add to the fullest moment of a step after which blocks grow.
         host: of weights, moments, average and topology what lies in the host's memory (``parallel.cpu_offload`` on a
             GPU).
     """
@@ -56,12 +70,15 @@ class Memory:
     average: int = 0
     swapped: int = 0
     host: int = 0
+    kernels: int = 0
+    growth: int = 0
 
     @property
     def peak(self) -> int:
         stored = self.weights + self.moments + self.average + self.topology + self.snapshot - self.host
-        step = self.gradients + max(self.gathered + self.activations + self.loss, self.update)
-        return stored + max(step, self.gathered + self.validation + self.swapped)
+        used = self.gathered + self.kernels
+        step = self.gradients + max(used + self.activations + self.loss + self.growth, self.update)
+        return stored + max(step, used + self.validation + self.swapped)
 
 
 def estimate(
@@ -72,9 +89,13 @@ def estimate(
     pictures = config.model.sees_pictures
     # Networks for pictures gather fp32 weights, of which autocast makes copies to compute with.
     used = stored if pictures else compute
-    held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own_shapes(shapes, sizes).items()}
-    shard = sum(math.ceil(count / _shards(name, sizes)) for name, count in held.items())
-    groups = _gathered_groups(held)
+    own = own_shapes(shapes, sizes)
+    blocks = {name: size_on(b, sizes, _shards(name, sizes)) for name, b in blocks_of(config).items() if name in own}
+    held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own.items()}
+    held |= {name: layer.whole for name, layer in blocks.items()}
+    shards = {name: math.ceil(count / _shards(name, sizes)) for name, count in held.items()}
+    shard = sum((shards | {name: layer.shard for name, layer in blocks.items()}).values())
+    groups = _gathered_groups(held | {name: layer.gathered for name, layer in blocks.items()})
     gradients = shard * stored
     if accumulation > 1:
         gradients += sum(held.values()) * reduced
@@ -83,27 +104,35 @@ def estimate(
     flags = sum(
         budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
         for name, budget in budgets.items()
-        if name in held
+        if name in held and name not in blocks
     )
-    parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute)
+    topology, saved = 2 * flags + sum(x.topology for x in blocks.values()), sum(x.saved for x in blocks.values())
+    parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute, blocks)
     moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
-    kept = shard * stored + moments + average + 2 * flags
+    kept = shard * stored + moments + average
+    tokens = config.train.micro_batch * config.data.sequence_length * sizes.head
+    growth = growth_bytes(
+        blocks, config, Beside(parts.loss, _logits_bytes(config, sizes, tokens, compute), parts.activations),
+        tokens=tokens, compute=compute, accumulation=accumulation, copies=sizes.replicate,
+    )  # fmt: skip
     on_host = config.parallel.cpu_offload and wants_cuda(config)
     return Memory(
         weights=shard * stored,
         gathered=_gathered_elements(config, groups) * (used + compute if used > compute else compute),
         gradients=gradients,
         moments=moments,
-        topology=2 * flags,
+        topology=topology,
         activations=parts.activations,
         loss=parts.loss,
-        update=_update_bytes(budgets, held, flags, sizes),
+        update=_update_bytes(budgets, held, flags, sizes) if not blocks else update_bytes(blocks, stored),
         validation=parts.validation,
         read_off=parts.read_off,
         average=average,
         swapped=shard * stored if average and not on_host else 0,
-        host=kept * on_host,
-        snapshot=kept if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
+        host=(kept + topology) * on_host,
+        kernels=scratch_bytes(blocks, config, tokens, compute),
+        growth=growth,
+        snapshot=kept + 2 * flags + saved if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
 
 
@@ -117,21 +146,29 @@ class TextMemory:
     read_off: int
 
 
-def _text_memory(config: Config, sizes: MeshSizes, compute: int) -> TextMemory:
+def _text_memory(config: Config, sizes: MeshSizes, compute: int, blocks: dict[str, BlockLayerSize]) -> TextMemory:
     tokens = config.train.micro_batch * config.data.sequence_length
+    looked_up = [layer for name, layer in blocks.items() if group_of(name) == "embedding"]
+    # Where the values of a token belong.
+    places = 8 * looked_up[0].budget.fan if looked_up else 0
     return TextMemory(
-        activations=math.ceil(tokens * _saved_elements_per_token(config, sizes) * compute),
-        loss=_loss_bytes(config, sizes, tokens * sizes.head, compute),
+        activations=math.ceil(tokens * (_saved_elements_per_token(config, sizes) * compute + places)),
+        loss=_loss_bytes(config, sizes, tokens * sizes.head, compute, blocks.get("heads.0.output.weight")),
         validation=_validation_bytes(config, sizes, compute),
         read_off=_read_off_bytes(config, sizes, compute),
     )
 
 
 def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBudget]) -> int:
-    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit."""
+    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit; of layers
+    of blocks the active ones, with their columns and a flag per block.
+    """
     _, stored, _ = element_bytes(config)
-    weight = (1 + moment_count(config)) * stored + average_bytes(config)
-    return weight * sum(map(math.prod, shapes.values())) + 2 * sum(budget.units for budget in budgets.values())
+    weight, blocks = (1 + moment_count(config)) * stored + average_bytes(config), blocks_of(config)
+    values = {name: math.prod(shape) for name, shape in shapes.items()}
+    values |= {name: budget.active * budget.unit**2 for name, budget in blocks.items()}
+    flags = sum(budget.units for name, budget in budgets.items() if name not in blocks)
+    return weight * sum(values.values()) + 2 * flags + saved_bytes(blocks)
 
 
 def moment_count(config: Config) -> int:
@@ -203,17 +240,26 @@ def _saved_elements_per_token(config: Config, sizes: MeshSizes) -> float:
     return trunk * block + sizes.head * head * block + ends + (sizes.head if head else 1) * again
 
 
-def _loss_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int) -> int:
+def _loss_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int, blocks: BlockLayerSize | None) -> int:
     """Of the loss of one head.
 
     Logits and logarithmic probabilities of a chunk in fp32; the gradients of the last hidden states and of the output
-    layer, which is summed in fp32 and then turned into the compute dtype.
+    layer, which is summed in fp32 and then turned into the compute dtype. Chunks' gradients of an output layer of
+    ``blocks`` are added to the sum.
     """
     model = config.model
     vocabulary = model.vocab_size // sizes.tensor
     wide = max(4, compute)
-    weight = vocabulary * model.hidden * (wide if compute == wide else wide + compute)
-    return min(config.train.loss_chunk, tokens) * vocabulary * 2 * wide + weight + tokens * model.hidden * compute
+    count = vocabulary * model.hidden if blocks is None else blocks.whole
+    weight = count * (wide if compute == wide else wide + compute)
+    if blocks is not None and tokens > config.train.loss_chunk:
+        weight = max(weight, 2 * count * wide)
+    return 2 * _logits_bytes(config, sizes, tokens, compute) + weight + tokens * model.hidden * compute
+
+
+def _logits_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int) -> int:
+    """Of one chunk, in fp32."""
+    return min(config.train.loss_chunk, tokens) * (config.model.vocab_size // sizes.tensor) * max(4, compute)
 
 
 def _update_bytes(budgets: dict[str, LayerBudget], held: dict[str, int], flags: int, sizes: MeshSizes) -> int:

@@ -25,7 +25,7 @@ from nt_pretrain.models.accounting import (
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.network import block_count, vision_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
-from nt_pretrain.sparsity.block_budget import layer_budgets
+from nt_pretrain.sparsity.block_budget import layer_budgets, line_budgets, overall
 from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks
 from nt_pretrain.sparsity.schedule import overall_density, update_count
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
@@ -39,12 +39,16 @@ class Plan:
         accounts: parameters, active ones at the end of the density schedule.
         single: parameters of one dense model of the same shape, to compare with.
         start_density: of all sparse layers in the first topology.
+        by_line: with ``sparsity.balance: line``, the density of all sparse layers that was asked for, and what as many
+            whole blocks in every line of a layer make of it.
         accumulation: micro-batches per rank and step.
         samples: what is counted, "tokens" or "pictures".
         sequences_per_rank: sequences or pictures of one rank and step.
-        flops_per_sample_dense: operations per trained sample that are executed: inactive weights are multiplied as
-            zeros.
-        flops_per_sample_active: operations per trained sample that an ideal sparse kernel would execute.
+        flops_per_sample_dense: operations per trained sample with all weights, which the masked backend executes:
+            inactive weights are multiplied as zeros.
+        flops_per_sample_active: operations per trained sample with active weights only, which the block backend
+            executes, dense gradients of the steps after which blocks grow aside.
+        executes_active: whether only these are executed.
         checkpoint_bytes: one checkpoint, all ranks together.
     """
 
@@ -52,6 +56,7 @@ class Plan:
     accounts: Accounts
     single: int
     start_density: float
+    by_line: tuple[float, float] | None
     total_steps: int
     warmup_steps: int
     sequences_per_rank: int
@@ -63,8 +68,13 @@ class Plan:
     topology_updates: int
     flops_per_sample_dense: int
     flops_per_sample_active: int
+    executes_active: bool
     memory: Memory
     checkpoint_bytes: int
+
+    @property
+    def flops_per_sample_executed(self) -> int:
+        return self.flops_per_sample_active if self.executes_active else self.flops_per_sample_dense
 
     @property
     def total_flops_dense(self) -> int:
@@ -81,6 +91,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
     budgets = layer_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
     accounts = account(shapes, budgets)
     flops = _flops_per_sample(config, accounts, budgets)
+    lines = line_budgets(shapes, config.sparsity) if budgets and config.sparsity.balance == "line" else {}
     sizes = mesh_sizes(config, world_size)
     sequences = config.train.global_batch // sizes.data
     accumulation = max(1, sequences // config.train.micro_batch)
@@ -91,6 +102,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         accounts=accounts,
         single=account(shapes_of(single), {}).all.total,
         start_density=overall_density(config, 0),
+        by_line=overall(lines) if lines else None,
         total_steps=config.total_steps,
         warmup_steps=config.warmup_steps,
         sequences_per_rank=sequences,
@@ -102,6 +114,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         topology_updates=update_count(config),
         flops_per_sample_dense=flops.total,
         flops_per_sample_active=flops.active,
+        executes_active=bool(budgets) and config.sparsity.backend == "block",
         memory=estimate(config, shapes, budgets, sizes, accumulation=accumulation),
         checkpoint_bytes=checkpoint_bytes(config, shapes, budgets),
     )
@@ -145,11 +158,15 @@ def _model_in_words(config: Config) -> str:
     if sparsity.density == 1.0:
         return f"{shape}, dense"
     unit = "single weights" if sparsity.unit == 1 else f"blocks of {sparsity.unit} x {sparsity.unit}"
-    return f"{shape}, density {sparsity.density:g} ({sparsity.distribution}, {unit}, scope {sparsity.scope})"
+    lines = ", as many in every line" if sparsity.balance == "line" else ""
+    alone = ", only active ones exist" if sparsity.backend == "block" else ""
+    how = f"{sparsity.distribution}, {unit}{lines}{alone}, scope {sparsity.scope}"
+    return f"{shape}, density {sparsity.density:g} ({how})"
 
 
 def _parameters(plan: Plan, config: Config) -> Table:
-    table = _table("parameters", "total", "active", "density")
+    # Of layers of blocks the total is that of the dense matrices they stand for.
+    table = _table("parameters", "dense" if plan.executes_active else "total", "active", "density")
     everything, heads = plan.accounts.all, config.model.heads
     for counts in (dict(plan.accounts.by_group.items()), _parts(plan), {"all": everything}):
         for name, count in counts.items():
@@ -226,11 +243,15 @@ def _work(plan: Plan, config: Config) -> Table:
         rows["topology updates"] = f"{plan.topology_updates:,}{every}"
     if plan.start_density != config.sparsity.density:
         rows["density"] = f"{plan.start_density:g} to {config.sparsity.density:g}"
+    if plan.by_line is not None:
+        asked, became = plan.by_line
+        rows["density by line"] = f"{became:.4f} of the sparse layers, {asked:.4f} asked"
+    dense, active = ("", " (executed)") if plan.executes_active else (" (executed)", "")
     rows |= {
-        f"FLOPs per {one}, dense": f"{_power(plan.flops_per_sample_dense)} (executed)",
-        f"FLOPs per {one}, active": _power(plan.flops_per_sample_active),
-        "FLOPs in all, dense": f"{_power(plan.total_flops_dense)} (executed)",
-        "FLOPs in all, active": _power(plan.total_flops_active),
+        f"FLOPs per {one}, dense": f"{_power(plan.flops_per_sample_dense)}{dense}",
+        f"FLOPs per {one}, active": f"{_power(plan.flops_per_sample_active)}{active}",
+        "FLOPs in all, dense": f"{_power(plan.total_flops_dense)}{dense}",
+        "FLOPs in all, active": f"{_power(plan.total_flops_active)}{active}",
         "one checkpoint": readable_bytes(plan.checkpoint_bytes),
     }
     for name, value in rows.items():
@@ -263,6 +284,8 @@ def _memory(plan: Plan) -> Table:
         "topology": memory.topology,
         "activations": memory.activations,
         "logits and loss": memory.loss,
+        "scratch of sparse kernels": memory.kernels,
+        "dense gradients while blocks grow, beside all these": memory.growth,
         "topology update (when gathered, activations, loss are gone)": memory.update,
         "validation (when gradients, activations, loss are gone)": memory.validation,
         "copy that a checkpoint is written from": memory.snapshot,
@@ -272,6 +295,8 @@ def _memory(plan: Plan) -> Table:
     }
     only_if_any = {
         "moving average of the weights",
+        "scratch of sparse kernels",
+        "dense gradients while blocks grow, beside all these",
         "weights that wait while their average is validated",
         "of all these in the host's memory",
     }

@@ -210,7 +210,7 @@ def _meter(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Meter
         world=ranks.world,
         remaining_steps=config.total_steps - state.step,
         samples=plan.samples,
-        flops_per_sample=plan.flops_per_sample_dense,
+        flops_per_sample=plan.flops_per_sample_executed,
         peak=config.observe.peak_tflops,
         samples_before=state.targets,
         hours_before=state.seconds / 3600,

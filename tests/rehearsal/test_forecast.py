@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from nt_pretrain.config.schema import Config
+from nt_pretrain.config.schema import Config, SparsitySection
 from nt_pretrain.rehearsal.forecast import HOP, LATENCY, RATE_SHARE, Assumptions, forecast
 from nt_pretrain.rehearsal.machines import MACHINES, Machine
 from nt_pretrain.rehearsal.step import RankMemory, Rehearsal
@@ -44,6 +44,23 @@ def test_products_run_at_a_share_of_the_peak() -> None:
     assert made.compute == pytest.approx(plan.flops_per_sample_dense * 64 * 256 / 8 / (989.4e12 * 0.5))
     assert made.mfu < 0.5
     assert made.mfu == pytest.approx(0.5 * made.compute / made.step)
+
+
+def test_blocks_take_active_operations_and_the_dense_gradients_of_updates() -> None:
+    lines = {"density": 0.25, "unit": 16, "balance": "line", "update_every": 10}
+    masked, block, by_chance = (
+        config().model_copy(update={"sparsity": SparsitySection.model_validate(lines | more)})
+        for more in ({}, {"backend": "block"}, {"backend": "block", "grow": "random"})
+    )
+    plan = make_plan(block, 8)
+    found = forecast(block, rehearsal(block, 8), MACHINE, Assumptions(efficiency=0.5))
+    peak = 989.4e12 * 0.5
+    assert found.compute == pytest.approx(plan.flops_per_sample_active * 64 * 256 / 8 / peak)
+    assert found.mfu == pytest.approx(0.5 * found.compute / found.step)
+    assert found.compute < 0.5 * forecast(masked, rehearsal(masked, 8), MACHINE, Assumptions(efficiency=0.5)).compute
+    cheap = forecast(by_chance, rehearsal(by_chance, 8), MACHINE, Assumptions(efficiency=0.5))
+    dense = 2 * plan.accounts.sparse.total * 64 * 256 / 8 / peak
+    assert found.update - cheap.update == pytest.approx(dense)
 
 
 def test_recomputing_blocks_costs_a_forward_pass_of_them() -> None:

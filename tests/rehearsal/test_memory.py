@@ -14,13 +14,14 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.validate import validate
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.rehearsal.step import rehearse
+from nt_pretrain.train.change import change_topology
 from nt_pretrain.train.plan import make_plan
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
 from tests.gloo import run_ranks
-from tests.train.worlds import change
 
 M_MMAP_THRESHOLD = -3
 LIBRARIES = 6_000_000
@@ -44,7 +45,7 @@ def measure(rank: int, world: int, config: Config) -> dict[str, int]:
     """Peak of resident memory in each phase of the second step, beyond what the process needs for a tiny model."""
     # Every tensor of more than a page or two gets pages of its own, which go back when it is freed.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
-    tiny = dict(vocab_size=64, hidden=32, intermediate=32, attention_heads=4)
+    tiny = dict(vocab_size=128, hidden=128, intermediate=128, attention_heads=4)
     train(rank, config.model_copy(update={"model": config.model.model_copy(update=tiny)}))
     gc.collect()
     before = resident("VmRSS")
@@ -64,8 +65,16 @@ def train(rank: int, config: Config) -> dict[str, int]:
         forget_peak()
         accumulate_gradients(state.model, config, Inputs.of_text(tokens, documents), ranks)
         peaks["step"] = resident("VmHWM")
+        scores = None
+        if state.blocks:
+            apply_gradients(state.optimizer, state.layers, config, ranks, 1e-3)
+            scores = GrowthScores(config, ranks)
+            scores.listen(state.model, on=True)
+            forget_peak()
+            accumulate_gradients(state.model, config, Inputs.of_text(tokens, documents), ranks, scores)
+            peaks["growing"] = resident("VmHWM")
         forget_peak()
-        change(state, config, ranks, step)
+        change_topology(state, config, ranks, step, scores)
         peaks["update"] = resident("VmHWM")
         apply_gradients(state.optimizer, state.layers, config, ranks, 1e-3)
     batch = tokens[: config.eval.micro_batch], documents[: config.eval.micro_batch]
@@ -84,6 +93,7 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+ONLY_BLOCKS = {"density": 0.3, "unit": 32, "backend": "block", "balance": "line"}
 MESHES: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}),
     "shard": (2, {"train": {"global_batch": 8}}),
@@ -92,6 +102,9 @@ MESHES: dict[str, tuple[int, dict[str, Any]]] = {
     "head": (2, {"parallel": {"head": 2}}),
     "block": (2, {"sparsity": {"density": 0.5, "unit": 16}}),
     "recomputed": (2, {"parallel": {"activation_checkpoint": "full"}}),
+    "only blocks": (2, {"sparsity": ONLY_BLOCKS, "train": {"global_batch": 8}}),
+    "only blocks, accumulation": (2, {"sparsity": ONLY_BLOCKS}),
+    "only blocks, tensor": (2, {"sparsity": ONLY_BLOCKS, "parallel": {"tensor": 2}}),
 }
 
 
@@ -106,6 +119,8 @@ def test_a_real_run_takes_what_was_rehearsed(name: str) -> None:
     memory = rehearse(config, world).memory
     for real in run_ranks(measure, world, config, timeout=120):
         assert real["step"] == pytest.approx(memory.step, rel=0.1)
+        if "growing" in real:
+            assert real["growing"] == pytest.approx(memory.growing_step, rel=0.1)
         updating = memory.stored + memory.gradients + memory.update
         assert real["update"] == pytest.approx(updating, rel=0.1, abs=LIBRARIES)
         assert real["validation"] == pytest.approx(memory.stored + memory.validation, rel=0.1, abs=LIBRARIES)

@@ -11,14 +11,15 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.parallel.forward import Inputs
+from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.rehearsal.step import rehearse
 from nt_pretrain.rehearsal.traffic import by_axis
 from nt_pretrain.rehearsal.watch import Sent, Watch
+from nt_pretrain.train.change import change_topology
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import micro_batch_backward, set_last_micro_batch
 from tests.gloo import run_ranks
-from tests.train.worlds import change
 
 
 def tiny(**sections: dict[str, Any]) -> Config:
@@ -40,19 +41,33 @@ def watched(rank: int, world: int, config: Config) -> tuple[dict[str, Sent], int
     micro, length = config.train.micro_batch, config.data.sequence_length
     tokens = torch.randint(0, config.model.vocab_size, (micro, length), generator=torch.Generator().manual_seed(rank))
     parts = config.train.global_batch // ranks.sizes.data // micro
-    with Watch() as step:
+    scores = GrowthScores(config, ranks) if state.blocks and config.sparsity.grow != "random" else None
+
+    def gradients() -> None:
         for part in range(parts):
-            set_last_micro_batch(state.model, part == parts - 1)
+            last = part == parts - 1
+            set_last_micro_batch(state.model, last)
+            if scores is not None:
+                scores.last = last
             micro_batch_backward(
                 state.model, config, Inputs(tokens, tokens, torch.zeros_like(tokens)), 1.0, ranks.head_group
             )
+
+    with Watch() as step:
+        gradients()
     with Watch() as update:
-        change(state, config, ranks, 1)
+        if scores is not None:
+            scores.listen(state.model, on=True)
+            gradients()
+        change_topology(state, config, ranks, 1, scores)
         state.digest(ranks)
-    sums = update.traffic.values()
-    return by_axis(step.traffic, ranks), sum(each.bytes for each in sums), sum(each.calls for each in sums)
+    sums = sum(update.traffic.values(), Sent())
+    if scores is not None:
+        sums += sum(step.traffic.values(), Sent()) * -1
+    return by_axis(step.traffic, ranks), sums.bytes, sums.calls
 
 
+ONLY_BLOCKS = {"unit": 16, "backend": "block", "balance": "line"}
 MESHES: dict[str, tuple[int, dict[str, Any]]] = {
     "shard": (2, {}),
     "accumulation": (2, {"global_batch": 16}),
@@ -61,7 +76,15 @@ MESHES: dict[str, tuple[int, dict[str, Any]]] = {
     "head": (4, {"head": 2}),
     "blocks": (2, {"unit": 16}),
     "recomputed": (2, {"activation_checkpoint": "full"}),
+    "only blocks": (2, ONLY_BLOCKS),
+    "only blocks, accumulation": (3, ONLY_BLOCKS | {"global_batch": 12}),
+    "only blocks, replicate": (4, ONLY_BLOCKS | {"replicate": 2}),
+    "only blocks, tensor": (4, ONLY_BLOCKS | {"tensor": 2}),
+    "only blocks, head": (4, ONLY_BLOCKS | {"head": 2}),
+    "only blocks, random": (2, ONLY_BLOCKS | {"grow": "random"}),
 }
+
+SECTIONS = {"global_batch": "train"} | dict.fromkeys(("unit", "backend", "balance", "grow"), "sparsity")
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -69,7 +92,7 @@ def test_real_ranks_send_what_was_rehearsed(name: str) -> None:
     world, options = MESHES[name]
     sections: dict[str, dict[str, Any]] = {"train": {}, "sparsity": {}, "parallel": {}}
     for key, value in options.items():
-        sections[{"global_batch": "train", "unit": "sparsity"}.get(key, "parallel")][key] = value
+        sections[SECTIONS.get(key, "parallel")][key] = value
     config = tiny(**sections)
     rehearsed = rehearse(config, world)
     for step, update, calls in run_ranks(watched, world, config, timeout=120):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nt_pretrain.config.schema import Config
+import pytest
+
+from nt_pretrain.config.schema import Config, SparsitySection
 from nt_pretrain.train.plan import make_plan, readable_bytes, render
 
 CONFIG = Config.model_validate(
@@ -58,6 +60,39 @@ def test_text() -> None:
     assert "topology updates 20, one every 10 steps" in words
     assert "memory per rank (estimate)" in words
     assert "\x1b" not in text and all(line == line.rstrip() for line in lines)
+
+
+def test_blocks_that_alone_exist_are_what_is_executed_and_the_budget_by_line_is_shown() -> None:
+    lines = {"density": 0.4, "unit": 16, "balance": "line"}
+    plans, words = {}, {}
+    for backend in ("masked", "block"):
+        sparsity = SparsitySection.model_validate(lines | {"backend": backend})
+        model = CONFIG.model.model_copy(update={"vocab_size": 160, "hidden": 64, "intermediate": 96})
+        config = CONFIG.model_copy(update={"sparsity": sparsity, "model": model})
+        plans[backend] = make_plan(config, 2)
+        words[backend] = [" ".join(line.split()) for line in render(plans[backend], config).splitlines()]
+    block, masked = plans["block"], plans["masked"]
+    assert block.flops_per_sample_executed == block.flops_per_sample_active < block.flops_per_sample_dense
+    assert masked.flops_per_sample_executed == masked.flops_per_sample_dense == block.flops_per_sample_dense
+    assert [line for line in words["block"] if "executed" in line] == [
+        f"{what}, active {count} (executed)"
+        for what, count in (
+            ("FLOPs per token", f"{block.flops_per_sample_active:.3e}".replace("+0", "")),
+            ("FLOPs in all", f"{block.total_flops_active:.3e}".replace("+", "")),
+        )
+    ]
+    assert all(", dense " in line for line in words["masked"] if "executed" in line)
+    asked, became = block.by_line or (0.0, 0.0)
+    assert masked.by_line == block.by_line and became == block.accounts.sparse.density
+    assert asked == pytest.approx(0.4, abs=1e-4) and became != asked
+    assert f"density by line {became:.4f} of the sparse layers, 0.4000 asked" in words["block"]
+    assert words["block"][0].endswith(
+        "density 0.4 (erk, blocks of 16 x 16, as many in every line, only active ones exist, scope all)"
+    )
+    assert "parameters dense active density" in words["block"]
+    assert any(line.startswith("dense gradients while blocks grow") for line in words["block"])
+    assert not any(line.startswith("dense gradients while blocks grow") for line in words["masked"])
+    assert block.checkpoint_bytes < 0.5 * masked.checkpoint_bytes
 
 
 def test_text_of_other_shapes() -> None:

@@ -137,6 +137,13 @@ class BlockLayout:
         found: T = self._derived[key]
         return found
 
+    @property
+    def bytes(self) -> int:
+        """Of ``columns`` and the index lists."""
+        found = self.indices()
+        lists = [tensor for each in (found.forward, found.backward) for tensor in vars(each).values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.columns, found.rows, *lists))
+
     def table(self) -> Tensor:
         """bool [block rows, block columns]: which blocks are active."""
         found = torch.zeros(self.block_rows, self.block_columns, dtype=torch.bool)
