@@ -2,6 +2,8 @@
                                         launch/bench.py update [--model 60m_sparse] [--precision fp32] [--repeats 7]
                                         launch/bench.py checkpoint [--model 60m_sparse] [--repeats 7]
                                         launch/bench.py layer [--convolutions] [--plain-torch] [--repeats 7]
+                                        launch/bench.py decode [--precision bf16] [--repeats 7]
+                                        launch/bench.py layer --device cuda [--tokens 8192 32768] [--repeats 7]
                                         launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
                                         launch/bench.py images [--jpegs FOLDER] [--repeats 7]
                                         launch/bench.py data [--text FOLDER] [--jpegs FOLDER] [--repeats 7]
@@ -20,6 +22,11 @@ write of as many bytes.
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
 thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
 --convolutions times those of the last two stages of a ResNet-50 instead, on 8 and 32 pictures (or --batch).
+`layer --device cuda` times layers of one and three heads on the GPU, in bf16, with 8,192 and 32,768 tokens: our Triton
+kernels, stk's and torch's block-sparse products against the dense and the masked layer, with the rates they reach.
+
+`decode` times, in the same way, writing one token at a time behind a context of 64, with one sequence and with eight:
+three heads at density .2, of blocks and of single weights, against one dense model and the dense ensemble.
 
 `pictures` times, in the same way, one training step of our ResNets (dense M=1, TreeNet and sparse M=3) and of a plain
 torch loop over the same dense network, on the GPU where there is one.
@@ -45,9 +52,11 @@ import torch
 from bench_checkpoint import bench_checkpoint
 from bench_conv import bench_conv
 from bench_data import DataOptions, bench_data
+from bench_decode import bench_decode
 from bench_explain import explain
 from bench_images import bench_images, jpeg_sets
 from bench_layer import TYPES, bench_layer
+from bench_layer_gpu import bench_layer_gpu
 from bench_pictures import SHAPES as PICTURE_SHAPES
 from bench_pictures import bench_pictures
 from bench_step import SHAPES, bench_step
@@ -55,11 +64,14 @@ from bench_update import bench_update
 
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.parallel.mesh import leave
+from nt_pretrain.sparsity.capabilities import capabilities, report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "update", "checkpoint", "layer", "pictures", "images", "data"])
+    parser.add_argument(
+        "what", choices=["step", "update", "checkpoint", "layer", "decode", "pictures", "images", "data"]
+    )
     parser.add_argument("--model", choices=list(SHAPES), default="9m")
     parser.add_argument("--family", choices=list(PICTURE_SHAPES), default="resnet50", help="for `pictures`")
     parser.add_argument("--batch", type=int, default=0, help="pictures of a step; default: 128 on a GPU, few on a CPU")
@@ -74,6 +86,8 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
     parser.add_argument("--plain-torch", action="store_true", help="`layer` without the compiled kernels")
     parser.add_argument("--convolutions", action="store_true", help="`layer` on convolutions of a ResNet-50")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for `layer` (%(default)s)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32_768], help="for `layer --device cuda`")
     parser.add_argument("--explain", action="store_true", help="`layer`: operations and bytes against measured peaks")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     options = parser.parse_args()
@@ -95,6 +109,13 @@ def main() -> None:
         ]
     elif options.what == "images":
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
+    elif options.what == "layer" and options.device == "cuda":
+        if not torch.cuda.is_available():
+            print(f"there is no CUDA device here; what runs:\n{report(capabilities())}", file=sys.stderr)
+            sys.exit(2)
+        results = []
+        for precision in options.precision or ["bf16"]:
+            results += bench_layer_gpu(precision, options.tokens, options.repeats, torch.device("cuda"))
     elif options.what == "layer":
         compiled = False if options.plain_torch else None
         results = []
@@ -110,6 +131,8 @@ def main() -> None:
         results = [bench_checkpoint(options.model, options.repeats)]
     elif options.what == "update":
         results = [bench_update(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
+    elif options.what == "decode":
+        results = [bench_decode(p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     else:
         results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
     if options.json:

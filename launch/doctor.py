@@ -1,8 +1,12 @@
 """Rehearse a run on a machine that is not here: python launch/doctor.py CONFIG.yaml --world 32 --gpu h100-80g
+Which backend and unit is fastest on this one:  python launch/doctor.py CONFIG.yaml --here
 
-Places the model on a pretended mesh and runs one step without values: memory and traffic of a rank are counted, the
-time is forecast from stated rates. Several worlds print a Markdown table. Exit code 0: fits; 2: an error of the
+--world places the model on a pretended mesh and runs one step without values: memory and traffic of a rank are counted,
+the time is forecast from stated rates. Several worlds print a Markdown table. Exit code 0: fits; 2: an error of the
 configuration, or too little memory.
+
+--here says which kernels run on this machine and why others do not, times the sparse matrices of the configuration for
+about 30 seconds (dense, masked, blocks, single weights) and ends with the options that make the fastest of them run.
 """
 
 from __future__ import annotations
@@ -11,15 +15,22 @@ import argparse
 import shlex
 import sys
 
+import torch
+
 from nt_pretrain.config.checks import problems
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import ExitCode
+from nt_pretrain.parallel.mesh import threads_of_rank
+from nt_pretrain.rehearsal import advice
+from nt_pretrain.rehearsal.calibrate import calibrate
 from nt_pretrain.rehearsal.forecast import HOP, LATENCY, RATE_SHARE, Assumptions, forecast
 from nt_pretrain.rehearsal.machines import MACHINES, Machine
+from nt_pretrain.rehearsal.matrices import NothingToTime, matrices_of
 from nt_pretrain.rehearsal.report import fits, growth, in_full
 from nt_pretrain.rehearsal.step import rehearse
+from nt_pretrain.sparsity.capabilities import capabilities, report
 
 
 def worlds(text: str) -> list[int]:
@@ -49,7 +60,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="options that replace those of the file"
     )
-    parser.add_argument("--world", type=worlds, required=True, metavar="N[,N...]", help="ranks; several make a table")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--world", type=worlds, metavar="N[,N...]", help="rehearse with N ranks; several make a table")
+    where.add_argument("--here", action="store_true", help="time the sparse matrices on this machine")
+    parser.add_argument("--seconds", type=positive, default=30, help="for --here, about (default %(default)s)")
     parser.add_argument("--gpu", choices=MACHINES, default="h100-80g", help="device and links (default %(default)s)")
     parser.add_argument("--gpus-per-node", type=positive, help="devices that share fast links (default 8)")
     parser.add_argument("--network-gbit", type=positive, help="network of one device, Gbit/s (default: 400 or 200)")
@@ -90,17 +104,41 @@ def configuration(options: argparse.Namespace, world: int) -> Config:
     return config
 
 
-def _assumptions(options: argparse.Namespace, machine: Machine) -> str:
-    return (
+def _assumptions(options: argparse.Namespace, machine: Machine, config: Config) -> str:
+    blocks = (
+        "sparsity.backend: block: products are forecast as dense ones, so the step is an upper bound; --here times "
+        "them on a machine that is there.\n"
+    )
+    return (blocks if config.sparsity.backend == "block" else "") + (
         f"assumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their "
         f"rates, {LATENCY * 1e6:.0f} us a collective and {HOP * 1e6:.0f} us a rank it passes, nodes of "
         f"{machine.devices_per_node}, network {machine.network * 8e-9:g} Gbit/s a device. Measure before you buy."
     )
 
 
+def here(options: argparse.Namespace) -> int:
+    """Say what runs on this machine and which way to multiply is the fastest here; returns the exit code."""
+    try:
+        config = load_config(options.config, options.overrides)
+        if wrong := problems(config):
+            raise ConfigErrors(wrong)
+        torch.set_num_threads(threads_of_rank(config))
+        matrices_of(config)  # what is wrong with it is told before anything takes time
+        found = capabilities()
+        print(f"{report(found)}\n", flush=True)
+        timed = calibrate(config, found, options.seconds, lambda text: print(text, file=sys.stderr, flush=True))
+    except (ConfigErrors, NothingToTime) as error:
+        print(error, file=sys.stderr)
+        return ExitCode.CONFIGURATION
+    print(advice.in_full(config, timed))
+    return ExitCode.FINISHED
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
+    if options.here:
+        return here(options)
     machine = machine_of(options)
     try:
         configs = [(world, configuration(options, world)) for world in options.world]
@@ -114,7 +152,7 @@ def main(arguments: list[str]) -> int:
         rehearsal = rehearse(config, world)
         found.append((rehearsal, forecast(config, rehearsal, machine, Assumptions(options.efficiency))))
     print(in_full(*found[0], machine) if len(found) == 1 else growth(found, machine))
-    print(f"\n{_assumptions(options, machine)}")
+    print(f"\n{_assumptions(options, machine, configs[0][1])}")
     nodes = -(-options.world[0] // machine.devices_per_node)
     launcher = f"torchrun --nnodes {nodes} --nproc-per-node {min(options.world[0], machine.devices_per_node)}"
     print(f"to train: {shlex.join([*launcher.split(), 'launch/pretrain.py', options.config, *options.overrides])}")

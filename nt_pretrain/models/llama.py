@@ -32,15 +32,20 @@ def make_context(model: ModelSection, documents_BT: Tensor) -> Context:
     """
     _, length = documents_BT.shape
     device = documents_BT.device
-    head_dim = model.hidden // model.attention_heads
-    frequency = model.rope_base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim)
-    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
-    angle = torch.cat([angle, angle], dim=-1)
     mask = None
     if model.document_mask:
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         mask = (causal & (documents_BT[:, :, None] == documents_BT[:, None, :]))[:, None]
-    return Context(angle.cos().float(), angle.sin().float(), mask)
+    return Context(*rotary_tables(model, length, device), mask)
+
+
+def rotary_tables(model: ModelSection, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions 0 to ``length`` - 1, each [length, D] fp32."""
+    head_dim = model.hidden // model.attention_heads
+    frequency = model.rope_base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim)
+    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x_BATD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
@@ -72,12 +77,18 @@ class Attention(nn.Module):
         self.value = nn.Linear(model.hidden, self.kv_heads * self.head_dim, bias=False)
         self.out = nn.Linear(self.heads * self.head_dim, model.hidden, bias=False)
 
-    def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
+    def project(self, x_BTH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [B, A, T, D], key and value [B, K, T, D]; ``cos`` and ``sin`` of the tokens' positions, [..., T, D]."""
         batch, length, _ = x_BTH.shape
-        cos, sin = context.cos.to(x_BTH.dtype), context.sin.to(x_BTH.dtype)
+        cos, sin = cos.to(x_BTH.dtype), sin.to(x_BTH.dtype)
         query = rotate(self.query(x_BTH).view(batch, length, self.heads, self.head_dim).transpose(1, 2), cos, sin)
         key = rotate(self.key(x_BTH).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2), cos, sin)
         value = self.value(x_BTH).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        return query, key, value
+
+    def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
+        batch, length, _ = x_BTH.shape
+        query, key, value = self.project(x_BTH, context.cos, context.sin)
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=context.mask, is_causal=context.mask is None,
             enable_gqa=self.kv_heads != self.heads,

@@ -65,7 +65,7 @@ def _of_all(columns: Tensor, lines: int, group: dist.ProcessGroup, ranks: Ranks)
     each = -(-(lines // ranks.sizes.tensor) // width(group))
     padded = columns.new_zeros(each, columns.shape[1])
     padded[: len(columns)] = columns
-    return gathered(padded, 0, group)[: lines // ranks.sizes.tensor].cpu()
+    return gathered(padded, 0, group)[: lines // ranks.sizes.tensor]
 
 
 def initial_blocks(layer: BlockLayer, *, config: Config) -> Tensor:

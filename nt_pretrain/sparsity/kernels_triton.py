@@ -113,6 +113,14 @@ def plan_of(columns: Tensor, *, unit: int, heads: int, block_columns: int, input
     )
 
 
+def plan_from(
+    columns: Tensor, rows: Tensor, starts: Tensor, positions: Tensor, *, unit: int, heads: int, inputs: int
+) -> Plan:
+    """A :class:`Plan` of lists that were derived and checked elsewhere: nothing is computed or waited for."""
+    across = (starts.numel() - 1) // inputs
+    return Plan(unit, columns.shape[0] // heads, across, columns.contiguous(), rows, starts, positions)
+
+
 # Kernels have no types: triton makes them from what they are called with.
 @triton.jit
 def _fwd(  # type: ignore[no-untyped-def]

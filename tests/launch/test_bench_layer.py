@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
@@ -57,3 +58,37 @@ def test_convolutions_are_timed(
         ("1x1 32 to 16 at 5", 0.5),
     ]
     assert "of density x dense" in capsys.readouterr().out
+
+
+def test_the_table_of_a_gpu_has_what_runs_and_names_what_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the CPU here: one head after another runs there too, and what needs a GPU is left out with its reason."""
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import bench_layer_gpu
+
+    monkeypatch.setattr(bench_layer_gpu, "SHAPES", ((512, 256),))
+    monkeypatch.setattr(bench_layer_gpu, "LARGE", 64)
+    [found] = bench_layer_gpu.bench_layer_gpu("fp32", [40], 2, torch.device("cpu"))
+    rows = {(row["heads"], row["way"], row["density"]): row for row in found["rows"]}
+    assert {way for _, way, _ in rows} == {"dense", "masked", "Triton 64", "Triton 128"}
+    assert {density for _, way, density in rows if way == "Triton 128"} == {0.25, 0.5}
+    assert rows[3, "dense", 1.0]["of_dense"] == 1.0
+    assert all(len(row["seconds"]) == 2 and row["tflops"] > 0 for row in found["rows"])
+    assert "need a CUDA device" in found["left_out"]["Triton 64, one call, 3 head(s)"]
+    assert "stk 128, 1 head(s)" in found["left_out"] and "torch BSR 64, 1 head(s)" in found["left_out"]
+    assert "called the peak" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_is_told_what_runs_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import bench
+
+    monkeypatch.setattr(sys, "argv", ["bench.py", "layer", "--device", "cuda"])
+    with pytest.raises(SystemExit) as left:
+        bench.main()
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and "there is no CUDA device here" in told and "Triton kernels" in told

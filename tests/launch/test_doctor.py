@@ -86,3 +86,27 @@ def test_errors_are_told_without_a_traceback(doctor: Doctor, arguments: list[str
     done = doctor("configs/demo.yaml", *arguments)
     assert done.returncode == 2
     assert expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_it_times_this_machine_and_says_what_to_use(doctor: Doctor) -> None:
+    done = doctor("configs/tiny.yaml", "--here", "--seconds", "1", "model.hidden=64", "model.intermediate=96")
+    assert done.returncode == 0, done.stderr
+    assert "ways to multiply sparse weights here:" in done.stdout and "\n  compiled CPU kernels " in done.stdout
+    assert "calibrating: 1 of 5 kinds of matrices" in done.stderr
+    assert "not timed: 1 sparse embeddings or convolutions (trunk.embedding.weight)" in done.stdout
+    assert "\nfastest: " in done.stdout and "\nto use it: sparsity.backend=" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--here", "sparsity.density=1"], "sparsity.density is 1: no layer is sparse"),
+        (["--here", "model.heads=0"], "model.heads"),
+        (["--here", "--world", "4"], "not allowed with argument"),
+        ([], "one of the arguments --world --here is required"),
+    ],
+)
+def test_what_cannot_be_timed_is_told(doctor: Doctor, arguments: list[str], expected: str) -> None:
+    done = doctor("configs/tiny.yaml", *arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr and "Traceback" not in done.stderr

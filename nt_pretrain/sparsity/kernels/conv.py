@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
 from nt_pretrain.sparsity.kernels import linear
@@ -51,10 +52,10 @@ def block_conv(
     Raises:
         ValueError: shapes, types or devices that do not fit, or compiled kernels demanded that there are none of.
     """
-    x = linear._as_autocast(x)
+    x = linear.as_autocast(x)
     _check(x, values, layout, kernel, stride, padding)
-    obstacle = f"blocks of {layout.block}" if layout.block not in linear.NATIVE_BLOCKS else None
-    product = ConvProduct(layout, Window(kernel, stride, padding, *x.shape[2:]), linear._native(x, compiled, obstacle))
+    window = Window(kernel, stride, padding, x.shape[2], x.shape[3])
+    product = ConvProduct(layout, window, _native(x, compiled, layout.block))
     y: Tensor = _Conv.apply(x, values, layout.columns, product, scoring)
     return y
 
@@ -80,7 +81,7 @@ def conv_dense_gradient(dy: Tensor, x: Tensor, window: Window, dtype: torch.dtyp
     like = x.new_zeros(dy.shape[1], x.shape[1], window.kernel, window.kernel, dtype=dtype)
     if len(x) == 0:
         return conv_matrix(like)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         left, right = dy.detach().to(dtype), x.detach().to(dtype)
         gradient = _convolution_backward(left, right, like, window, (False, True))[1]
     assert gradient is not None
@@ -160,7 +161,7 @@ class _Conv(torch.autograd.Function):
         # columns is saved so that autograd refuses a backward pass through blocks that have moved meanwhile.
         ctx.save_for_backward(x, values, columns)
         ctx.product, ctx.scoring = product, scoring
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return product.forward(x, values.detach().to(x.dtype))
 
     @staticmethod
@@ -168,7 +169,7 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, values, _ = ctx.saved_tensors
         product, dx, dw = ctx.product, None, None
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
                 dx = product.input_gradient(dy, values.to(dy.dtype))
             if ctx.needs_input_grad[1]:
@@ -216,23 +217,15 @@ def _check(x: Tensor, values: Tensor, layout: BlockLayout, kernel: int, stride: 
         raise ValueError(
             f"pictures of {x.shape[2]} x {x.shape[3]} with a padding of {padding} are smaller than a kernel of {kernel}"
         )
-    if x.device.type != "cpu" or values.device.type != "cpu":
-        raise ValueError(
-            f"x is on {x.device} and the values are on {values.device}: convolutions of blocks run on the CPU; move "
-            "both there"
-        )
-    fitting = values.dtype == x.dtype or (x.dtype, values.dtype) == (torch.bfloat16, torch.float32)
-    if x.dtype not in linear.TYPES or not fitting:
-        raise ValueError(
-            f"x is {_name(x)} and the values are {_name(values)}: both must be float32, bfloat16 or float64, "
-            "or bfloat16 for x and float32 for the values"
-        )
-    if values.shape != layout.shape:
-        raise ValueError(
-            f"the values are {list(values.shape)}, but the layout has {list(layout.shape)}: "
-            "make the values with layout.from_dense, or as zeros of layout.shape"
-        )
+    linear.check(x.movedim(1, -1), values, layout, x.shape[1], ("cpu", "cuda"))
 
 
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _native(x: Tensor, wanted: bool | None, block: int) -> bool:
+    """Whether the compiled kernels run. On other devices, and on shapes alone, torch's own convolutions do."""
+    if x.device.type == "cpu" and not is_fake(x):
+        return linear.is_native(x, wanted, None if block in linear.NATIVE_BLOCKS else f"blocks of {block}")
+    if wanted:
+        raise ValueError(
+            f"there are no compiled convolutions on {x.device}; leave `compiled` out to run through the dense weight"
+        )
+    return False

@@ -1,21 +1,28 @@
-"""y = x · Wᵀ where W's parameters are its active blocks, or its active single weights."""
+"""y = x · Wᵀ where W's parameters are its active blocks, or its active single weights.
+
+Blocks run on the CPU and on CUDA devices, single weights on the CPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
-from nt_pretrain.sparsity.kernels import build, torch_path
+from nt_pretrain.sparsity.kernels import build, few_tokens, torch_path, triton_path
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout
 
 NATIVE_BLOCKS = (16, 32, 64, 128)
 NATIVE_TYPES = (torch.float32, torch.bfloat16)
 TYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+Path = Literal["compiled", "triton", "torch"]
+"""Who multiplies blocks: compiled kernels of the CPU, Triton's of a GPU, or plain torch anywhere."""
 
 
 def block_linear(
@@ -32,21 +39,24 @@ def block_linear(
     Args:
         values: [block rows, fan_in, block, block], of the type of x, or float32 under a bfloat16 x: then the products
             read a rounded copy and the gradient of ``values`` is float32.
-        compiled: True demands the compiled kernels, False plain torch; None takes the compiled ones where they
-            are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
+        layout: its columns on the device of x.
+        compiled: True demands kernels (compiled ones on the CPU, Triton's on a GPU), False plain torch; None takes
+            kernels where they are to be had (float32 and bfloat16, blocks of 16, 32, 64 and 128).
         turned: ``layout`` and ``values`` are those of the transpose: x [..., layout.outputs] to y [..., layout.inputs].
         scoring: called in the backward pass with the two matrices (left [tokens, layout.outputs], right [tokens,
             layout.inputs]) of which leftᵀ · right is the dense gradient, as ``layout`` has it.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, or compiled kernels demanded that there are none of.
+        ValueError: shapes, types or devices that do not fit, or kernels demanded that there are none of.
     """
-    x = _as_autocast(x)
-    _check(x, values, layout, turned=turned)
-    native = _native(x, compiled, f"blocks of {layout.block}" if layout.block not in NATIVE_BLOCKS else None)
+    x = as_autocast(x)
+    check(x, values, layout, layout.outputs if turned else layout.inputs, ("cpu", "cuda"))
     width = layout.inputs if turned else layout.outputs
-    product = BlockProduct(layout, native, turned)
-    y: Tensor = _BlockFunction.apply(x.reshape(-1, x.shape[-1]), values, layout.columns, product, scoring)
+    product, rows = BlockProduct(layout, block_path(x, compiled, layout.block), turned), x.reshape(-1, x.shape[-1])
+    if torch.is_grad_enabled():
+        y: Tensor = _BlockFunction.apply(rows, values, layout.columns, product, scoring)
+    else:
+        y = product.forward(rows, values.to(x.dtype))  # a third of the overhead, which decoding feels
     return y.reshape(*x.shape[:-1], width)
 
 
@@ -56,10 +66,13 @@ def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | No
     Raises:
         ValueError: as ``block_linear``.
     """
-    x = _as_autocast(x)
-    _check(x, values, layout)
-    native = _native(x, compiled, None)
-    y: Tensor = _CsrProduct.apply(x.reshape(-1, layout.inputs), values, layout.columns, layout, native)
+    x = as_autocast(x)
+    check(x, values, layout, layout.inputs, ("cpu",))
+    native, rows = is_native(x, compiled, None), x.reshape(-1, layout.inputs)
+    if torch.is_grad_enabled():
+        y: Tensor = _CsrProduct.apply(rows, values, layout.columns, layout, native)
+    else:
+        y = _csr_forward(rows, values.to(x.dtype), layout, native)
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
@@ -68,7 +81,7 @@ class BlockProduct:
     """The three products of a layer of blocks: by W, and where the layout is ``turned`` by its transpose."""
 
     layout: BlockLayout
-    native: bool
+    path: Path
     turned: bool
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -81,7 +94,7 @@ class BlockProduct:
     def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
         """At least float32, of the layout's shape."""
         left, right = self.sides(dy, x)
-        return block_weight_gradient(left, right, self.layout, self.native)
+        return block_weight_gradient(left, right, self.layout, self.path)
 
     def sides(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The matrices of which leftᵀ · right is the dense gradient, as the layout has it."""
@@ -89,9 +102,12 @@ class BlockProduct:
 
     def _times(self, x: Tensor, weights: Tensor, *, by_row: bool) -> Tensor:
         layout = self.layout
-        with torch.autocast("cpu", enabled=False):
-            if not self.native:
-                product = torch_path.block_forward if by_row else torch_path.block_input_gradient
+        if self.path == "compiled" and few_tokens.are_few(x):
+            return few_tokens.block_product(x, weights, layout, turned=not by_row)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.path != "compiled":
+                products = triton_path if self.path == "triton" else torch_path
+                product = products.block_forward if by_row else products.block_input_gradient
                 return product(x, weights, layout)
             indices = layout.indices()
             lists, width = (indices.forward, layout.outputs) if by_row else (indices.backward, layout.inputs)
@@ -104,8 +120,7 @@ class BlockProduct:
 
 def block_products(x: Tensor, layout: BlockLayout) -> BlockProduct:
     """The products themselves, without autograd, for functions that have a backward pass of their own."""
-    native = _native(x, None, f"blocks of {layout.block}" if layout.block not in NATIVE_BLOCKS else None)
-    return BlockProduct(layout, native, turned=False)
+    return BlockProduct(layout, block_path(x, None, layout.block), turned=False)
 
 
 class _BlockFunction(torch.autograd.Function):
@@ -131,17 +146,17 @@ class _BlockFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = product.input_gradient(dy, values.to(dy.dtype))
         if ctx.needs_input_grad[1]:
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(dy.device.type, enabled=False):
                 dw = product.weight_gradient(dy, x).to(values.dtype)
         if ctx.scoring is not None:
             ctx.scoring(*product.sides(dy, x))
         return dx, dw, None, None, None
 
 
-def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, native: bool) -> Tensor:
+def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, path: Path) -> Tensor:
     """The gradient of the active blocks for dy [tokens, outputs] and x [tokens, inputs], at least float32."""
-    if not native:
-        return torch_path.block_weight_gradient(dy, x, layout)
+    if path != "compiled":
+        return (triton_path if path == "triton" else torch_path).block_weight_gradient(dy, x, layout)
     indices = layout.indices()
     found: Tensor = torch.ops.nt_sparse.block_gradient(
         _rows(dy), _rows(x), indices.rows, indices.forward.index, layout.block
@@ -149,19 +164,25 @@ def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, native: bo
     return found.reshape(layout.shape)
 
 
+def _csr_forward(x: Tensor, weights: Tensor, layout: CsrLayout, native: bool) -> Tensor:
+    if native and few_tokens.are_few(x):
+        return few_tokens.csr_product(x, weights, layout, turned=False)
+    with torch.autocast("cpu", enabled=False):
+        if not native:
+            return torch_path.csr_forward(x, weights, layout)
+        lists = layout.indices().forward
+        found: Tensor = torch.ops.nt_sparse.csr_product(
+            _rows(x), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.outputs
+        )
+        return found
+
+
 class _CsrProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: CsrLayout, native: bool) -> Tensor:
         ctx.save_for_backward(x, values, columns)
         ctx.layout, ctx.native = layout, native
-        weights = values.detach().to(x.dtype)
-        with torch.autocast("cpu", enabled=False):
-            if not native:
-                return torch_path.csr_forward(x, weights, layout)
-            lists = layout.indices().forward
-            return torch.ops.nt_sparse.csr_product(
-                _rows(x), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.outputs
-            )
+        return _csr_forward(x, values.detach().to(x.dtype), layout, native)
 
     @staticmethod
     @once_differentiable
@@ -170,7 +191,9 @@ class _CsrProduct(torch.autograd.Function):
         layout, indices, dx, dw = ctx.layout, ctx.layout.indices(), None, None
         weights, ops = values.to(dy.dtype), torch.ops.nt_sparse
         with torch.autocast("cpu", enabled=False):
-            if ctx.needs_input_grad[0] and ctx.native:
+            if ctx.needs_input_grad[0] and ctx.native and few_tokens.are_few(dy):
+                dx = few_tokens.csr_product(dy, weights, layout, turned=True)
+            elif ctx.needs_input_grad[0] and ctx.native:
                 lists = indices.backward
                 dx = ops.csr_product(
                     _rows(dy), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.inputs
@@ -189,16 +212,29 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _as_autocast(x: Tensor) -> Tensor:
-    if x.device.type == "cpu" and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled("cpu"):
-        return x.to(torch.get_autocast_dtype("cpu"))
+def as_autocast(x: Tensor) -> Tensor:
+    """``x`` in the type that autocast computes in, where it is on."""
+    device = x.device.type
+    if device in ("cpu", "cuda") and x.dtype in NATIVE_TYPES and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
     return x
 
 
-def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, *, turned: bool = False) -> None:
-    if x.device.type != "cpu" or values.device.type != "cpu":
+def check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, width: int, devices: tuple[str, ...]) -> None:
+    """Raise unless the arguments of a product fit one another.
+
+    Args:
+        width: what the last dimension of x has to be.
+        devices: kinds of devices that the product runs on.
+
+    Raises:
+        ValueError: what does not fit, and what to do.
+    """
+    if x.device.type not in devices or not x.device == values.device == layout.columns.device:
+        where = " and on ".join({"cpu": "the CPU", "cuda": "CUDA devices"}[device] for device in devices)
         raise ValueError(
-            f"x is on {x.device} and the values are on {values.device}: these products run on the CPU; move both there"
+            f"x is on {x.device}, the values are on {values.device} and the layout's columns on "
+            f"{layout.columns.device}: these products run on {where}; move all three to one of them"
         )
     fitting = values.dtype == x.dtype or (x.dtype, values.dtype) == (torch.bfloat16, torch.float32)
     if x.dtype not in TYPES or not fitting:
@@ -206,9 +242,8 @@ def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, *, turned
             f"x is {_name(x)} and the values are {_name(values)}: both must be float32, bfloat16 or float64, "
             "or bfloat16 for x and float32 for the values"
         )
-    inputs = layout.outputs if turned else layout.inputs
-    if x.dim() < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"x is {list(x.shape)}, but the layer has {inputs} inputs: they must be x's last dimension")
+    if x.dim() < 1 or x.shape[-1] != width:
+        raise ValueError(f"x is {list(x.shape)}, but the layer has {width} inputs: they must be x's last dimension")
     if values.shape != layout.shape:
         raise ValueError(
             f"the values are {list(values.shape)}, but the layout has {list(layout.shape)}: "
@@ -216,7 +251,34 @@ def _check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, *, turned
         )
 
 
-def _native(x: Tensor, wanted: bool | None, obstacle: str | None) -> bool:
+def block_path(x: Tensor, wanted: bool | None, block: int) -> Path:
+    """Who multiplies blocks for ``x``: kernels where there are any, unless ``wanted`` decides.
+
+    Raises:
+        ValueError: kernels are demanded that there are none of.
+    """
+    obstacle = f"blocks of {block}" if block not in NATIVE_BLOCKS else None
+    if is_fake(x):  # in a rehearsal, which needs shapes only and knows them of this path
+        return "triton"
+    if x.device.type == "cpu" and not triton_path.interpreting():
+        return "compiled" if is_native(x, wanted, obstacle) else "torch"
+    if x.dtype not in triton_path.TYPES:
+        obstacle = _name(x)
+    if wanted and obstacle:
+        raise ValueError(f"there are no Triton kernels for {obstacle}; leave `compiled` out to run in plain torch")
+    if wanted is False or obstacle or not triton_path.available():
+        if wanted:
+            raise ValueError("the Triton kernels cannot run (told above); leave `compiled` out to run in plain torch")
+        return "torch"
+    return "triton"
+
+
+def is_native(x: Tensor, wanted: bool | None, obstacle: str | None) -> bool:
+    """Whether the compiled kernels run on ``x``, which no ``obstacle`` forbids, unless ``wanted`` decides.
+
+    Raises:
+        ValueError: they are demanded and cannot.
+    """
     if x.dtype not in NATIVE_TYPES:
         obstacle = _name(x)
     if wanted is None:

@@ -39,7 +39,9 @@ def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout) -> Tensor:
         return layout.from_dense(_wide_product(dy.t(), x))
     inputs, slopes = _blocks_of(x, block), _blocks_of(dy, block)
     found = x.new_empty(layout.shape, dtype=torch.promote_types(x.dtype, torch.float32))
-    for row, columns in enumerate(layout.columns.tolist()):
+    _, index = layout.indices().forward.on_host
+    for row in range(layout.block_rows):
+        columns = index[row * layout.fan_in : (row + 1) * layout.fan_in]
         side_by_side = torch.cat([inputs[column] for column in columns], 1)
         product = _wide_product(slopes[row].t(), side_by_side)
         found[row] = product.reshape(block, layout.fan_in, block).transpose(0, 1)
@@ -52,7 +54,7 @@ def _block_product(x: Tensor, values: Tensor, lists: Lists, outputs: int, turned
     inputs = _blocks_of(x, block)
     count = len(lists.pointers) - 1
     y = x.new_zeros(len(x), count * block)
-    pointers, index = lists.pointers.tolist(), lists.index.tolist()
+    pointers, index = lists.on_host
     for row in range(count):
         first, last = pointers[row], pointers[row + 1]
         if first < last:

@@ -232,6 +232,23 @@ AVX512_INLINE void transpose16(__m512i (&r)[16]) {
   }
 }
 
+// Lane i: the sum of the lanes of r[i].
+AVX512_INLINE __m512 sums_of(const __m512 (&r)[16]) {
+  __m512 quarter[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(r[4 * i], r[4 * i + 1]), _mm512_unpackhi_ps(r[4 * i], r[4 * i + 1]));
+    const __m512 b =
+        _mm512_add_ps(_mm512_unpacklo_ps(r[4 * i + 2], r[4 * i + 3]), _mm512_unpackhi_ps(r[4 * i + 2], r[4 * i + 3]));
+    quarter[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  }
+  const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[0], quarter[1], 0x88),
+                                 _mm512_shuffle_f32x4(quarter[0], quarter[1], 0xdd));
+  const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[2], quarter[3], 0x88),
+                                 _mm512_shuffle_f32x4(quarter[2], quarter[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
 #endif
 
 }  // namespace nt
