@@ -20,7 +20,7 @@ from nt_pretrain.config.schema import Config, OptimSection
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.block_budget import layer_budgets
-from nt_pretrain.sparsity.budget import sparse_names
+from nt_pretrain.sparsity.budget import names_without_blocks, sparse_names
 
 
 def problems(config: Config, *, world_size: int | None = None) -> list[str]:
@@ -162,10 +162,13 @@ def _blocks(config: Config, shapes: Shapes) -> list[str]:
 
 
 def _groups(config: Config, shapes: Shapes) -> list[str]:
-    sparse = {group_of(name) for name in sparse_names(shapes, config.sparsity.scope)}
+    scope, unit = config.sparsity.scope, config.sparsity.unit
+    sparse = {group_of(name) for name in sparse_names(shapes, scope, unit)}
+    without = {group_of(name) for name in names_without_blocks(shapes, scope, unit)}
     return [
-        f"sparsity.group_density.{group}: has no effect, since sparsity.scope: {config.sparsity.scope} leaves no "
-        f"{group} layer sparse; sparse groups are {', '.join(sorted(sparse))}"
+        f"sparsity.group_density.{group}: has no effect, since sparsity."
+        + (f"unit: {unit} fits no" if group in without else f"scope: {scope} leaves no")
+        + f" {group} layer{'' if group in without else ' sparse'}; sparse groups are {', '.join(sorted(sparse))}"
         for group in config.sparsity.group_density
         if group not in sparse
     ]

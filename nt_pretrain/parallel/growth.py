@@ -22,6 +22,8 @@ from nt_pretrain.sparsity.block_topology import BlockLayer
 from nt_pretrain.sparsity.block_update import block_norms
 from nt_pretrain.sparsity.csr_layers import single_layers
 from nt_pretrain.sparsity.csr_topology import CsrLayer
+from nt_pretrain.sparsity.kernels.conv import conv_dense_gradient
+from nt_pretrain.sparsity.kernels.taps import Window
 
 
 @dataclass
@@ -115,6 +117,10 @@ class _OfLayer:
             left, right = left.to(torch.bfloat16), right.to(torch.bfloat16)
         with torch.autocast(left.device.type, enabled=False):
             self.scores.add(self.layer, left.t() @ right)
+
+    def convolution(self, dy: Tensor, x: Tensor, window: Window) -> None:
+        dtype = dy.dtype if self.scores.exact else torch.bfloat16
+        self.scores.add(self.layer, conv_dense_gradient(dy, x, window, dtype))
 
     def dense(self, gradient: Tensor) -> None:
         self.scores.add(self.layer, gradient)

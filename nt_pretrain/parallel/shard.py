@@ -30,6 +30,7 @@ from nt_pretrain.parallel.single import draw_single, initial_single, single_topo
 from nt_pretrain.parallel.tensor import cut, replace_forward
 from nt_pretrain.sparsity.block_budget import BlockBudget, line_budgets
 from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
+from nt_pretrain.sparsity.conv_layers import replace_convolutions
 from nt_pretrain.sparsity.csr_layers import replace_single, single_budgets
 from nt_pretrain.sparsity.csr_topology import CsrLayer
 from nt_pretrain.sparsity.layers import replace_layers
@@ -76,7 +77,9 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
     with torch.device("meta"):
         own = ranks.own_heads(config.model.heads)
         model = build(config.model, own, label_smoothing=config.train.label_smoothing)
-        replace_layers(model, blocks_of(config))
+        budgets = blocks_of(config)
+        replace_layers(model, budgets)
+        replace_convolutions(model, budgets)
         replace_single(model, singles_of(config))
     stored = {"pure_bf16": torch.bfloat16, "fp64": torch.float64}.get(config.train.precision)
     if stored is not None:

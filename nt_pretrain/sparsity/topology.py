@@ -7,6 +7,7 @@ ranks; :mod:`nt_pretrain.sparsity.update` does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,6 +68,17 @@ class SparseLayer:
     def block_columns(self) -> int:
         return self.held.total_columns // self.unit
 
+    @property
+    def block_column_of(self) -> Tensor:
+        """int64: the block column of each column held. A convolution's columns are (channel, place in the kernel), its
+        blocks are of channels at one place, one place after another.
+        """
+        places = math.prod(self.budget.shape[2:])
+        if places == 1:
+            return self.held.columns // self.unit
+        channels = self.held.columns // places
+        return self.held.columns % places * (self.block_columns // places) + channels // self.unit
+
     def unit_index(self, positions: Tensor) -> Tensor:
         """Global unit numbers (int64) of local flat unit ``positions``."""
         return positions if self.is_replicated else self.held.flat_index(positions)
@@ -76,8 +88,7 @@ class SparseLayer:
         if self.unit == 1:
             return units
         table = units.view(-1, self.block_columns)
-        rows, columns = self.held.rows // self.unit, self.held.columns // self.unit
-        return table[rows][:, columns].reshape(-1)
+        return table[self.held.rows // self.unit][:, self.block_column_of].reshape(-1)
 
     def random_bits(self, *key: object) -> Tensor:
         """A random number in [0, 2**31 - 1) (int32) for each unit held, a function of ``key``, the layer and the unit's

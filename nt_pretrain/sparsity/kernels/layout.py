@@ -6,12 +6,16 @@ zeros, which neither take part in a product nor get a gradient, so they stay zer
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+
+T = TypeVar("T")
 
 
 class LayoutError(ValueError):
@@ -84,6 +88,7 @@ class BlockLayout:
     its device."""
     _indices: Indices | None = field(default=None, init=False, repr=False, compare=False)
     _version: int = field(default=-1, init=False, repr=False, compare=False)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if min(self.outputs, self.inputs, self.block) < 1:
@@ -137,7 +142,16 @@ class BlockLayout:
             rows = rows.unsqueeze(1).expand(-1, self.fan_in).flatten()
             self._indices = _indices(rows, self.columns.flatten().long(), self.block_rows, self.block_columns)
             self._version = self.columns._version
+            self._derived.clear()
         return self._indices
+
+    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` makes of this layout under ``key``, made anew when ``columns`` has changed since."""
+        self.indices()
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: T = self._derived[key]
+        return found
 
     @property
     def bytes(self) -> int:

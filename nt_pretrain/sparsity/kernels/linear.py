@@ -227,7 +227,7 @@ def csr_products(x: Tensor, layout: AnyCsr) -> CsrProduct:
 
 def _csr_native(x: Tensor, layout: AnyCsr, compiled: bool | None) -> bool:
     dense = layout.shape[0] > DENSE_FROM * layout.outputs * layout.inputs and len(x) >= MANY_TOKENS
-    return _native(x, compiled, None) and not (dense and compiled is None)
+    return is_native(x, compiled, None) and not (dense and compiled is None)
 
 
 def _csr_product(x: Tensor, weights: Tensor, lists: Lists, width: int) -> Tensor:
@@ -296,7 +296,7 @@ def block_path(x: Tensor, wanted: bool | None, block: int) -> Path:
     if is_fake(x):  # in a rehearsal, which needs shapes only and knows them of this path
         return "triton"
     if x.device.type == "cpu" and not triton_path.interpreting():
-        return "compiled" if _native(x, wanted, obstacle) else "torch"
+        return "compiled" if is_native(x, wanted, obstacle) else "torch"
     if x.dtype not in triton_path.TYPES:
         obstacle = _name(x)
     if wanted and obstacle:
@@ -308,7 +308,12 @@ def block_path(x: Tensor, wanted: bool | None, block: int) -> Path:
     return "triton"
 
 
-def _native(x: Tensor, wanted: bool | None, obstacle: str | None) -> bool:
+def is_native(x: Tensor, wanted: bool | None, obstacle: str | None) -> bool:
+    """Whether the compiled kernels run on ``x``, which no ``obstacle`` forbids, unless ``wanted`` decides.
+
+    Raises:
+        ValueError: they are demanded and cannot.
+    """
     if x.dtype not in NATIVE_TYPES:
         obstacle = _name(x)
     if wanted is None:
