@@ -111,6 +111,16 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
             "raise sparsity.density or choose a smaller sparsity.unit",
         ),
         (
+            {"sparsity": {"density": 0.5, "scope": "head_blocks"}},
+            "sparsity.scope: head_blocks leaves no layer that could be sparse (model.blocks_in_head 0); choose another "
+            "scope, or set sparsity.density to 1 for a dense run",
+        ),
+        (
+            {"sparsity": {"density": 0.99, "unit": 32, "balance": "line", "scope": "no_vocab"}},
+            "sparsity.density: 0.99 makes every unit of every layer active (sparsity.unit 32, sparsity.balance line), "
+            "so none could move; lower it, or set 1 for a dense run",
+        ),
+        (
             {"optim": {"warmup_steps": 100}, "train": {"steps": 100}},
             "optim.warmup_steps: 100 of 100 training steps (train.steps) leave none at the full learning rate; a tenth "
             "would be 10",
@@ -398,3 +408,11 @@ def test_tensor_ranks_share_out_whole_lines_of_blocks() -> None:
         "cannot share equally; choose a smaller sparsity.unit or fewer ranks"
     ]
     assert problems(config(sparsity=sparse, parallel={"tensor": 4}), world_size=4) == []
+
+
+def test_whole_blocks_in_every_line_do_not_contradict_the_density_that_all_groups_were_given() -> None:
+    sparse = {"density": 0.3, "unit": 16, "balance": "line", "scope": "no_vocab"}
+    groups = {"attention": 0.3, "ffn": 0.3}
+    assert problems(config(sparsity=sparse | {"group_density": groups}), world_size=1) == []
+    (message,) = problems(config(sparsity=sparse | {"group_density": groups | {"ffn": 0.6}}), world_size=1)
+    assert message.startswith("sparsity.group_density: fixes every group, which gives density 0.4")
