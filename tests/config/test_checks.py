@@ -79,11 +79,11 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
         ),
         (
             {"sparsity": {"backend": "block"}},
-            "sparsity.backend: block has no effect while sparsity.density is 1 (a dense run)",
+            "sparsity.backend: block has no effect while sparsity.density is 1 (a dense run); set masked",
         ),
         (
             {"sparsity": {"balance": "line"}},
-            "sparsity.balance: line has no effect while sparsity.density is 1 (a dense run)",
+            "sparsity.balance: line has no effect while sparsity.density is 1 (a dense run); set layer",
         ),
         (
             {"sparsity": {"density": 0.5, "unit": 16, "backend": "block"}},
