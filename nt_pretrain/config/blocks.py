@@ -16,8 +16,12 @@ def backend_problems(config: Config) -> list[str]:
     sparsity = config.sparsity
     block, line = sparsity.backend == "block", sparsity.balance == "line"
     if sparsity.density == 1.0:
-        found = [("backend: block", block), ("balance: line", line)]
-        return [f"sparsity.{key} has no effect while sparsity.density is 1 (a dense run)" for key, on in found if on]
+        found = [("backend: block", block, "masked"), ("balance: line", line, "layer")]
+        return [
+            f"sparsity.{key} has no effect while sparsity.density is 1 (a dense run); set {default}"
+            for key, on, default in found
+            if on
+        ]
     if line:
         try:
             ensure_possible(sparsity)
@@ -57,6 +61,15 @@ def _single_problems(config: Config) -> list[str]:
             "run.device: cpu, sparsity.backend: masked, or blocks: sparsity.unit=128 sparsity.balance=line"
         )
     return found
+
+
+def dense_options(config: Config) -> list[str]:
+    """Options of a command line that make a sparse run dense."""
+    sparsity = config.sparsity
+    found = ["sparsity.density=1"]
+    found += ["sparsity.backend=masked"] if sparsity.backend == "block" else []
+    found += ["sparsity.balance=layer"] if sparsity.balance == "line" else []
+    return found + (["sparsity.group_density={}"] if sparsity.group_density else [])
 
 
 def tensor_problems(config: Config, shapes: Shapes) -> list[str]:
