@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from nt_pretrain.sparsity.kernels import build
+
 ROOT = Path(__file__).resolve().parents[1]
+COMPUTE = {"evaluation", "launch", "rehearsal", "sparsity", "train"}
+"""Folders of tests whose processes multiply sparse layers."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels(request: pytest.FixtureRequest) -> None:
+    """The sparse kernels are compiled before the first test with a timeout needs them; most runs find them ready."""
+    if any(COMPUTE & set(item.path.parts) for item in request.session.items):
+        build.compiled()
 
 SUBJECTS = [
     "the king",
