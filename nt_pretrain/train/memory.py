@@ -116,7 +116,8 @@ def estimate(
     parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute, blocks)
     moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average
-    tokens = config.train.micro_batch * config.data.sequence_length * sizes.head
+    # Kernels of convolutions gather some pixels at a time, never all of a layer's input.
+    tokens = 0 if pictures else config.train.micro_batch * config.data.sequence_length * sizes.head
     growth = growth_bytes(
         blocks, config, Beside(parts.loss, _logits_bytes(config, sizes, tokens, compute), parts.activations),
         tokens=tokens, compute=compute, accumulation=accumulation, copies=sizes.replicate,
