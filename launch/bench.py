@@ -1,7 +1,7 @@
 """Side-by-side timings: python launch/bench.py step [--model 9m] [--precision fp32] [--repeats 7]
                                         launch/bench.py update [--model 60m_sparse] [--precision fp32] [--repeats 7]
                                         launch/bench.py checkpoint [--model 60m_sparse] [--repeats 7]
-                                        launch/bench.py layer [--precision bf16] [--plain-torch] [--repeats 7]
+                                        launch/bench.py layer [--convolutions] [--plain-torch] [--repeats 7]
                                         launch/bench.py decode [--precision bf16] [--repeats 7]
                                         launch/bench.py layer --device cuda [--tokens 8192 32768] [--repeats 7]
                                         launch/bench.py pictures [--family resnet50] [--precision bf16] [--batch 128]
@@ -21,6 +21,7 @@ write of as many bytes.
 `layer` times, in the same way, one linear layer 1024 x 2752 with 2048 tokens, forward and both backward products, with
 active blocks of 16, 32, 64 and 128 and with single active weights, against the dense layer of the same type. With one
 thread its CPU seconds tell, even on a busy machine. --plain-torch times the products without the compiled kernels.
+--convolutions times those of the last two stages of a ResNet-50 instead, on 8 and 32 pictures (or --batch).
 `layer --device cuda` times layers of one and three heads on the GPU, in bf16, with 8,192 and 32,768 tokens: our Triton
 kernels, stk's and torch's block-sparse products against the dense and the masked layer, with the rates they reach.
 
@@ -49,6 +50,7 @@ from pathlib import Path
 
 import torch
 from bench_checkpoint import bench_checkpoint
+from bench_conv import bench_conv
 from bench_data import DataOptions, bench_data
 from bench_decode import bench_decode
 from bench_explain import explain
@@ -83,6 +85,7 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=1024, help="for `data` (%(default)s)")
     parser.add_argument("--mb", type=float, default=2.0, help="megabytes of text timed by `data` (%(default)s)")
     parser.add_argument("--plain-torch", action="store_true", help="`layer` without the compiled kernels")
+    parser.add_argument("--convolutions", action="store_true", help="`layer` on convolutions of a ResNet-50")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for `layer` (%(default)s)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32_768], help="for `layer --device cuda`")
     parser.add_argument("--explain", action="store_true", help="`layer`: operations and bytes against measured peaks")
@@ -117,6 +120,10 @@ def main() -> None:
         compiled = False if options.plain_torch else None
         results = []
         for precision in options.precision or ["fp32", "bf16"]:
+            if options.convolutions:
+                pictures = [options.batch] if options.batch else [8, 32]
+                results += [bench_conv(precision, count, options.repeats, compiled) for count in pictures]
+                continue
             results.append(bench_layer(precision, options.repeats, compiled))
             if options.explain:
                 explain(results[-1], TYPES[precision])

@@ -38,7 +38,7 @@ def family_problems(config: Config) -> list[str]:
 
 
 def _pictures(config: Config) -> list[str]:
-    family, parallel, sparsity = config.model.family, config.parallel, config.sparsity
+    family, parallel = config.model.family, config.parallel
     found = []
     if parallel.activation_checkpoint == "selective":
         found.append(
@@ -49,11 +49,6 @@ def _pictures(config: Config) -> list[str]:
         found.append(
             f"train.precision: pure_bf16 does not go with {family}, whose batch norms need fp32; set bf16, which keeps "
             "weights, moments and norms in fp32"
-        )
-    if sparsity.unit > 1:
-        found.append(
-            f"sparsity.unit: {sparsity.unit} is of matrices; convolutions drop and grow single weights; set "
-            "sparsity.unit: 1"
         )
     try:
         vision_of(config.model, config.train.label_smoothing)

@@ -103,7 +103,12 @@ class SparsitySection(Section):
     group_density: dict[
         Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "output"], Density
     ] = Field(default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget.")
-    unit: Literal[1, 16, 32, 64, 128] = Field(1, description="What is dropped and grown: 1 weight, or a b x b block.")
+    unit: Literal[1, 16, 32, 64, 128] = Field(
+        1,
+        description="What is dropped and grown: 1 weight, or a b x b block; of a convolution b outputs x b channels at "
+        "one place of its kernel. Convolutions whose channels it does not divide, and classifiers of pictures, stay "
+        "dense.",
+    )
     backend: Literal["masked", "block"] = Field(
         "masked",
         description="masked: dense matrices with zeros, the reference. block: only active blocks exist, in memory, in "

@@ -88,7 +88,8 @@ def picture_cost(model: VisionModel, picture_size: int, budgets: dict[str, Layer
     counts = {}
     for name, each in places.items():
         total = math.prod(shapes[name])
-        counts[name] = Count(total * each, (budgets[name].active if name in budgets else total) * each)
+        budget = budgets.get(name)
+        counts[name] = Count(total * each, (total if budget is None else budget.active * budget.unit**2) * each)
     by_group: dict[Group, Count] = {}
     by_part: dict[str, Count] = {}
     for name, count in counts.items():

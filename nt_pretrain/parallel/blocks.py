@@ -5,6 +5,8 @@ All ranks that compute with a layer need to know where all its blocks are: 4 byt
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,14 +18,15 @@ from nt_pretrain.parallel.exchange import gathered, width
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.sparsity.block_budget import BlockBudget
 from nt_pretrain.sparsity.block_topology import BlockLayer, draw_layer
+from nt_pretrain.sparsity.conv_layers import SparseConv2d, sparse_convolutions
 from nt_pretrain.sparsity.layers import SparseEmbedding, SparseLinear, sparse_layers
 
-BlockModule = SparseLinear | SparseEmbedding
+BlockModule = SparseLinear | SparseEmbedding | SparseConv2d
 
 
 def block_modules(model: nn.Module) -> dict[str, BlockModule]:
     """The layers of blocks held here by the name of their parameter."""
-    return sparse_layers(model)
+    return {**sparse_layers(model), **sparse_convolutions(model)}
 
 
 def topologies(model: nn.Module) -> dict[str, BlockLayer]:
@@ -68,10 +71,12 @@ def _of_all(columns: Tensor, lines: int, group: dist.ProcessGroup, ranks: Ranks)
 def initial_blocks(layer: BlockLayer, *, config: Config) -> Tensor:
     """Initial values (fp32) [L, fan, b, b] of the lines held here: those of the dense matrix at the same places."""
     budget = layer.budget
-    unit, wide = budget.unit, budget.shape[1]
+    unit, channels, places = budget.unit, budget.shape[1], math.prod(budget.shape[2:])
     ids = layer.ids()[..., None, None]
     inside = torch.arange(unit, device=ids.device)
     # Inside a block lie [outputs, inputs], or the other way round where the transpose is kept.
     rows, columns = (inside[:, None], inside) if budget.balance == "row" else (inside, inside[:, None])
-    index = (ids // budget.columns * unit + rows) * wide + ids % budget.columns * unit + columns
+    rows, columns = ids // budget.columns * unit + rows, ids % budget.columns * unit + columns
+    # A convolution's matrix has one place of the kernel after another, its weight all places of a channel together.
+    index = (rows * channels + columns % channels) * places + columns // channels
     return values_of(layer.name, budget.shape, index, seed=config.run.seed, model=config.model)

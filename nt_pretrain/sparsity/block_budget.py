@@ -27,14 +27,15 @@ class BlockBudget:
     """The number of active blocks in each line of a layer.
 
     Attributes:
-        shape: of the weight, [outputs, inputs].
+        shape: of the weight, [outputs, inputs], or [outputs, channels, k, k] of a convolution, whose blocks are those
+            of the matrix [outputs, k * k * channels].
         unit: side b of a block.
         balance: whether a line is a block row or a block column.
         fan: active blocks in each line.
         asked: active weights of the layer before blocks and lines made them a multiple of ``lines * unit**2``.
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     unit: int
     balance: Balance
     fan: int
@@ -46,7 +47,7 @@ class BlockBudget:
 
     @property
     def columns(self) -> int:
-        return self.shape[1] // self.unit
+        return math.prod(self.shape[1:]) // self.unit
 
     @property
     def lines(self) -> int:
@@ -132,6 +133,7 @@ def plan_block_budgets(
     balances = balances or {}
     plan_budgets(shapes, sparsity, density=density)  # refuses shapes that blocks do not fit
     # Budgets of blocks are rounded already, coarsely in small layers; those of single weights are exact.
+    shapes = {name: shapes[name] for name in sparse_names(shapes, sparsity.scope, sparsity.unit)}
     budgets = plan_budgets(shapes, sparsity.model_copy(update={"unit": 1}), density=density)
     unknown = sorted(set(balances) - set(budgets))
     if unknown:
@@ -147,7 +149,7 @@ def plan_block_budgets(
 
 def line_budgets(shapes: dict[str, tuple[int, ...]], sparsity: SparsitySection) -> dict[str, BlockBudget]:
     """:func:`plan_block_budgets` with the balance that each layer has by its name."""
-    balances = {name: balance_of(name) for name in sparse_names(shapes, sparsity.scope)}
+    balances = {name: balance_of(name) for name in sparse_names(shapes, sparsity.scope, sparsity.unit)}
     return plan_block_budgets(shapes, sparsity, balances=balances)
 
 
@@ -173,8 +175,7 @@ def overall(budgets: dict[str, BlockBudget]) -> tuple[float, float]:
 
 
 def _unplanned(budget: LayerBudget, unit: int, balance: Balance) -> BlockBudget:
-    outputs, inputs = budget.shape
-    return BlockBudget((outputs, inputs), unit, balance, 0, budget.active)
+    return BlockBudget(budget.shape, unit, balance, 0, budget.active)
 
 
 def _twins(layers: dict[str, BlockBudget]) -> list[_Twins]:

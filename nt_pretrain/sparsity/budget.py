@@ -4,6 +4,11 @@ Erdos-Renyi-Kernel allocation (Mocanu et al. 2018, Evci et al. 2020 "RigL"): a l
 elements gets density proportional to sum(s) / N; layers that would exceed 1 are dense, and their surplus is spread
 over the rest. For a convolution [n_out, n_in, k_h, k_w] that is (n_out + n_in + k_h + k_w) / (n_out n_in k_h k_w).
 NeuroTrails (arXiv 2505.17909) applies it to every matrix and convolution of the whole multi-head model at once.
+
+Blocks of a convolution are b outputs x b input channels at one place of its kernel: it is the matrix
+[n_out, k_h * k_w * n_in], one place after another. In networks of convolutions the layers that have no such blocks (the
+stem, which has three input channels, and the classifier, whose classes are what the data makes them) stay dense and
+count for no density, as those outside of ``sparsity.scope`` do.
 """
 
 from __future__ import annotations
@@ -30,8 +35,28 @@ class LayerBudget:
         return self.active / self.units
 
 
-def sparse_names(shapes: dict[str, tuple[int, ...]], scope: str) -> list[str]:
-    """Names of the parameters that are sparse under ``sparsity.scope``, in the order given. Norms never are."""
+def sparse_names(shapes: dict[str, tuple[int, ...]], scope: str, unit: int = 1) -> list[str]:
+    """Names of the parameters that are sparse under ``sparsity.scope``, in the order given. Norms never are, nor, with
+    units of blocks, those named by :func:`names_without_blocks`.
+    """
+    without = names_without_blocks(shapes, scope, unit)
+    return [name for name in _in_scope(shapes, scope) if name not in without]
+
+
+def names_without_blocks(shapes: dict[str, tuple[int, ...]], scope: str, unit: int) -> list[str]:
+    """Names of the parameters in a network of convolutions that stay dense because ``sparsity.unit`` makes no blocks of
+    them: convolutions with channels that it does not divide, and classifiers.
+    """
+    if unit == 1 or not any(len(shape) > 2 for shape in shapes.values()):
+        return []
+    return [
+        name
+        for name in _in_scope(shapes, scope)
+        if len(shapes[name]) == 2 or shapes[name][0] % unit or shapes[name][1] % unit
+    ]
+
+
+def _in_scope(shapes: dict[str, tuple[int, ...]], scope: str) -> list[str]:
     names = [name for name, shape in shapes.items() if len(shape) >= 2]
     if scope in ("heads", "head_blocks"):
         names = [name for name in names if part_of(name) != "trunk"]
@@ -54,11 +79,16 @@ def plan_budgets(
         Name to budget; layers with equal shape (and group override) get equal budgets, whatever the order.
 
     Raises:
-        ValueError: group densities leave a density outside (0, 1] for the rest, or a unit does not fit a shape;
-            convolutions take unit 1 only.
+        ValueError: group densities leave a density outside (0, 1] for the rest; a unit does not fit a matrix, or none
+            of the convolutions.
     """
     density = sparsity.density if density is None else density
-    names = sparse_names(shapes, sparsity.scope)
+    names = sparse_names(shapes, sparsity.scope, sparsity.unit)
+    if not names and names_without_blocks(shapes, sparsity.scope, sparsity.unit):
+        raise ValueError(
+            f"sparsity.unit: no convolution has channels that are divisible into blocks of {sparsity.unit}, so nothing "
+            "would be sparse; choose a smaller one"
+        )
     sizes = {name: math.prod(shapes[name]) for name in names}
     fixed = {
         name: sparsity.group_density[group] for name in names if (group := group_of(name)) in sparsity.group_density
@@ -99,12 +129,7 @@ def erk_densities(shapes: dict[str, tuple[int, ...]], density: float) -> dict[st
 
 
 def _budget(name: str, shape: tuple[int, ...], unit: int, density: float) -> LayerBudget:
-    if unit > 1 and len(shape) > 2:
-        raise ValueError(
-            f"{name}: is a convolution, shape {list(shape)}, and convolutions drop and grow single weights, not blocks "
-            f"of {unit} x {unit}; set sparsity.unit: 1"
-        )
-    if any(extent % unit for extent in shape):
+    if any(extent % unit for extent in shape[:2]):
         raise ValueError(f"{name}: shape {list(shape)} is not divisible into {unit} x {unit} blocks (sparsity.unit)")
     units = math.prod(shape) // (unit * unit)
     return LayerBudget(shape, unit, units, min(units, max(1, math.floor(density * units + 0.5))))

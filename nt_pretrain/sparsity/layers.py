@@ -18,6 +18,7 @@ from nt_pretrain.sparsity.block_budget import BlockBudget
 from nt_pretrain.sparsity.block_topology import BlockLayer
 from nt_pretrain.sparsity.kernels.layout import BlockLayout
 from nt_pretrain.sparsity.kernels.linear import block_linear, block_products
+from nt_pretrain.sparsity.kernels.taps import Window
 
 
 class Scoring(Protocol):
@@ -27,6 +28,9 @@ class Scoring(Protocol):
 
     def product(self, left: Tensor, right: Tensor) -> None:
         """Of leftᵀ · right, [tokens, rows] and [tokens, columns]."""
+
+    def convolution(self, dy: Tensor, x: Tensor, window: Window) -> None:
+        """Of a convolution, dy [B, outputs, Y', X'] and x [B, channels, Y, X]."""
 
     def dense(self, gradient: Tensor) -> None:
         """Of ``gradient`` [rows, columns], which may be changed."""
@@ -176,7 +180,7 @@ def replace_layers(root: nn.Module, budgets: dict[str, BlockBudget], prefix: str
     """Put layers of blocks in the place of those whose weights, by name behind ``prefix``, have a budget."""
     for path, module in list(root.named_modules()):
         budget = budgets.get(f"{prefix}{path}.weight")
-        if budget is None:
+        if budget is None or isinstance(module, nn.Conv2d):  # those: nt_pretrain.sparsity.conv_layers
             continue
         parent, _, name = path.rpartition(".")
         sparse = SparseEmbedding(budget) if isinstance(module, nn.Embedding) else SparseLinear(budget)

@@ -7,6 +7,7 @@ ranks; :mod:`nt_pretrain.sparsity.update` does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,6 +68,17 @@ class SparseLayer:
     def block_columns(self) -> int:
         return self.held.total_columns // self.unit
 
+    @property
+    def block_column_of(self) -> Tensor:
+        """int64: the block column of each column held. A convolution's columns are (channel, place in the kernel), its
+        blocks are of channels at one place, one place after another.
+        """
+        places = math.prod(self.budget.shape[2:])
+        if places == 1:
+            return self.held.columns // self.unit
+        channels = self.held.columns // places
+        return self.held.columns % places * (self.block_columns // places) + channels // self.unit
+
     def unit_index(self, positions: Tensor) -> Tensor:
         """Global unit numbers (int64) of local flat unit ``positions``."""
         return positions if self.is_replicated else self.held.flat_index(positions)
@@ -76,8 +88,7 @@ class SparseLayer:
         if self.unit == 1:
             return units
         table = units.view(-1, self.block_columns)
-        rows, columns = self.held.rows // self.unit, self.held.columns // self.unit
-        return table[rows][:, columns].reshape(-1)
+        return table[self.held.rows // self.unit][:, self.block_column_of].reshape(-1)
 
     def random_bits(self, *key: object) -> Tensor:
         """A random number in [0, 2**31 - 1) (int32) for each unit held, a function of ``key``, the layer and the unit's
@@ -101,6 +112,17 @@ class SparseLayer:
             positions = torch.arange(start, stop, device=out.device)
             out[start:stop] = function(self.unit_index(positions))
         return out
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What an update did to one layer, counted over all ranks, in units."""
+
+    active: int
+    dropped: int
+    grown: int
+    explored: int
+    units: int
 
 
 def empty_layer(name: str, budget: LayerBudget, held: Held) -> SparseLayer:
@@ -135,8 +157,7 @@ def digest(layer: SparseLayer) -> int:
         rows, columns = layer.held.rows, layer.held.columns
     if rows.numel() == 0 or columns.numel() == 0:
         return 0
-    column_factor = (distinct32(key_of("digest column"), columns) >> 12).to(torch.float64) + 1
-    row_factor = distinct32(key_of("digest row", layer.name), rows) * 0x9E3779B1 + 1
+    row_factor, column_factor = digest_factors(layer.name, rows, columns)
     table = layer.active.view(rows.numel(), columns.numel())
     per_row = torch.empty(rows.numel(), dtype=torch.int64, device=rows.device)
     step = max(1, CHUNK // columns.numel())
@@ -144,3 +165,9 @@ def digest(layer: SparseLayer) -> int:
         part = table[start : start + step].to(torch.float64)
         per_row[start : start + step] = (part @ column_factor).to(torch.int64)
     return int((per_row * row_factor).sum())
+
+
+def digest_factors(name: str, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """What a digest multiplies for an active unit: the factors of its row (int64) and of its column (fp64, whole)."""
+    column_factor = (distinct32(key_of("digest column"), columns) >> 12).to(torch.float64) + 1
+    return distinct32(key_of("digest row", name), rows) * 0x9E3779B1 + 1, column_factor

@@ -24,7 +24,7 @@ from nt_pretrain.parallel.collectives import exact_sums, fixed_point_scales, sum
 from nt_pretrain.parallel.select import Pool, select_largest
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.scores import code, magnitude_codes, soft_magnitude_codes
-from nt_pretrain.sparsity.topology import SparseLayer, digest, mask_
+from nt_pretrain.sparsity.topology import LayerChange, SparseLayer, digest, mask_
 
 
 @dataclass
@@ -40,17 +40,6 @@ class LayerTensors:
     first_moment: Tensor
     second_moment: Tensor | None = None
     average: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """What an update did to one layer, counted over all ranks, in units."""
-
-    active: int
-    dropped: int
-    grown: int
-    explored: int
-    units: int
 
 
 def draw(layers: list[SparseLayer], *, seed: int, group: dist.ProcessGroup | None) -> None:
@@ -227,12 +216,12 @@ def unit_values(layers: list[SparseLayer], tensors: list[Tensor], group: dist.Pr
         layer = layers[i]
         table = torch.zeros(layer.active.numel() // layer.block_columns, layer.block_columns, dtype=torch.int64)
         table = table.to(values[i].device)
-        rows, columns = layer.held.rows.numel(), layer.held.columns
+        rows, columns = layer.held.rows.numel(), layer.block_column_of
         square = (
             values[i].view(rows, columns.numel()).to(torch.float64, copy=True).square_().mul_(scale).to(torch.int64)
         )
         strips = torch.zeros(rows, layer.block_columns, dtype=torch.int64, device=table.device)
-        strips.index_add_(1, columns // layer.unit, square)
+        strips.index_add_(1, columns, square)
         tables.append(table.index_add_(0, layer.held.rows // layer.unit, strips).view(-1))
     joined = torch.cat(tables)
     if group is not None and dist.get_world_size(group) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 from rich import box
@@ -21,10 +22,11 @@ from nt_pretrain.models.accounting import (
     flops_per_token,
     shapes_of,
 )
+from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.network import block_count, vision_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
 from nt_pretrain.sparsity.block_budget import layer_budgets, line_budgets, overall
-from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks
 from nt_pretrain.sparsity.schedule import overall_density, update_count
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
@@ -170,12 +172,24 @@ def _parameters(plan: Plan, config: Config) -> Table:
         for name, count in counts.items():
             table.add_row(f"  {name}", f"{count.total:,}", f"{count.active:,}", f"{count.density:.4f}")
         table.add_section()
+    for groups, total in _without_blocks(config).items():
+        table.add_row(f"  no blocks of {config.sparsity.unit} fit: {groups}", f"{total:,}", f"{total:,}", "1.0000")
     references = [("one dense model", 1)] + ([(f"{heads} dense models", heads)] if heads > 1 else [])
     for name, models in references:
         reference = plan.single * models
         ratios = (everything.total / reference, everything.active / reference)
         table.add_row(f"  times {name} ({reference:,})", *(f"{ratio:.3f}" for ratio in ratios), "")
     return table
+
+
+def _without_blocks(config: Config) -> dict[str, int]:
+    """Groups of layers, in words, that stay dense for want of blocks, and their weights; empty if there are none."""
+    shapes, sparsity = shapes_of(config.model), config.sparsity
+    names = [] if sparsity.density == 1.0 else names_without_blocks(shapes, sparsity.scope, sparsity.unit)
+    if not names:
+        return {}
+    groups = ", ".join(dict.fromkeys(group_of(name) for name in names))
+    return {groups: sum(math.prod(shapes[name]) for name in names)}
 
 
 def _parts(plan: Plan) -> dict:

@@ -34,6 +34,32 @@ def test_every_format_is_timed(
     assert "of density x dense" in capsys.readouterr().out
 
 
+def test_convolutions_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import bench
+    import bench_conv
+
+    shapes = (bench_conv.Shape(32, 48, 3, 6, 16, (2, 9), stride=2), bench_conv.Shape(32, 16, 1, 5, 16, (1,)))
+    monkeypatch.setattr(bench_conv, "SHAPES", shapes)
+    written = tmp_path / "found.json"
+    options = ["layer", "--convolutions", "--plain-torch", "--repeats", "1", "--precision", "fp32", "--json"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *options, str(written)])
+    bench.main()
+    found = json.loads(written.read_text())
+    assert [each["pictures"] for each in found] == [8, 32]
+    rows = [(row["layer"], row.get("density")) for row in found[0]["rows"]]
+    assert rows == [
+        ("3x3 32 to 48 at 6 stride 2", None),
+        ("3x3 32 to 48 at 6 stride 2", 2 / 18),
+        ("3x3 32 to 48 at 6 stride 2", 0.5),
+        ("1x1 32 to 16 at 5", None),
+        ("1x1 32 to 16 at 5", 0.5),
+    ]
+    assert "of density x dense" in capsys.readouterr().out
+
+
 def test_the_table_of_a_gpu_has_what_runs_and_names_what_does_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

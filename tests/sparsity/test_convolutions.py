@@ -21,7 +21,10 @@ from nt_pretrain.models.vision import VisionModel
 from nt_pretrain.models.vision_accounting import vision_shapes
 from nt_pretrain.models.vision_init import initial_vision_values
 from nt_pretrain.parallel.shard import held_part, local
-from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
+from nt_pretrain.sparsity.block_budget import plan_block_budgets
+from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks, plan_budgets
+from nt_pretrain.sparsity.kernels.conv import conv_matrix
+from nt_pretrain.sparsity.kernels.layout import BlockLayout
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
 from nt_pretrain.sparsity.update import LayerTensors, draw, layer_digests, update
 from tests.gloo import run_ranks
@@ -81,9 +84,25 @@ def test_the_kernel_counts() -> None:
     assert wide.density / narrow.density == pytest.approx(ratio, rel=1e-4)
 
 
-def test_blocks_of_weights_are_refused_for_convolutions_in_words() -> None:
-    with pytest.raises(ValueError, match=r"trunk.stem.conv.weight: is a convolution, .* set sparsity.unit: 1"):
-        plan_budgets(vision_shapes(R50), SparsitySection(density=0.3, unit=16))
+@pytest.mark.parametrize("plan", [plan_budgets, plan_block_budgets])
+def test_blocks_of_convolutions_and_what_they_do_not_fit(plan) -> None:
+    """Stems and classifiers stay dense and count for no density; blocks are those of [n_out, k * k * n_in]."""
+    shapes, section = vision_shapes(R50), SparsitySection(density=0.2, unit=64)
+    budgets = plan(shapes, section)
+    without = {"trunk.stem.conv.weight", *(f"heads.{head}.output.weight" for head in range(3))}
+    assert set(names_without_blocks(shapes, section.scope, section.unit)) == without
+    assert names_without_blocks(shapes, section.scope, 1) == []
+    assert set(budgets) == set(plan_budgets(shapes, SparsitySection(density=0.2))) - without
+    assert budgets["trunk.blocks.1.conv3x3.weight"].units == 9
+    wide = budgets["heads.0.blocks.9.conv3x3.weight"]
+    assert (wide.shape, wide.units) == ((512, 512, 3, 3), 8 * 9 * 8)
+    total = sum(math.prod(budget.shape) for budget in budgets.values())
+    assert sum(budget.active * 64**2 for budget in budgets.values()) == pytest.approx(0.2 * total, rel=0.02)
+    # WideResNet's first convolutions have 16 channels.
+    names = names_without_blocks(vision_shapes(WIDE), "all", 32)
+    assert names[:2] == ["trunk.stem.conv.weight", "trunk.blocks.0.conv3x3_first.weight"] and len(names) == 6
+    with pytest.raises(ValueError, match=r"no convolution has channels .* blocks of 128"):
+        plan_budgets(vision_shapes(VisionModel("resnet20")), SparsitySection(density=0.3, unit=128))
 
 
 def test_scopes_of_a_network_for_pictures() -> None:
@@ -186,3 +205,34 @@ def test_an_update_takes_exactly_the_right_weights_of_a_convolution() -> None:
     assert old[dropped].abs().max() <= old[before & after].abs().min()
     assert gradient[grown].abs().min() >= gradient[~before & ~after].abs().max()
     assert not weight[~after].any() and torch.equal(weight[before & after], old[before & after])
+
+
+def test_an_update_takes_exactly_the_right_blocks_of_a_convolution() -> None:
+    """Blocks of the masked backend are those of the layers that hold blocks only: outputs x channels at one place."""
+    name, shape, unit = "trunk.blocks.0.conv3x3_first.weight", (32, 48, 3, 3), 16
+    section = SparsitySection(density=0.4, unit=unit)
+    budget = plan_budgets({name: shape}, section)[name]
+    assert (budget.units, budget.active) == (2 * 27, 22)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    layer = empty_layer(name, budget, held_part(weight))
+    draw([layer], seed=0, group=None)
+    layout = BlockLayout(32, 9 * 48, unit, torch.zeros(2, 1, dtype=torch.int32))
+
+    def blocks(values: Tensor) -> Tensor:
+        """[block rows, block columns, b, b] of the matrix that convolutions of blocks are of."""
+        return conv_matrix(values).reshape(layout.block_rows, unit, layout.block_columns, unit).transpose(1, 2)
+
+    before = layer.active.view(2, 27).clone()
+    assert torch.equal(blocks(layer.elements(layer.active).view(shape)), before[..., None, None].expand(2, 27, 16, 16))
+    mask_(weight, layer.elements(layer.active))
+    norms, scores = blocks(weight).flatten(2).norm(dim=2), blocks(gradient).flatten(2).norm(dim=2)
+    tensors = LayerTensors(weight, gradient, torch.zeros(shape), torch.zeros(shape))
+    update(
+        [layer], {name: tensors}, sparsity=section, targets={name: budget}, prune_rate=0.3, seed=0, step=1, group=None
+    )
+    after = layer.active.view(2, 27)
+    kept = torch.zeros(54, dtype=torch.bool).scatter_(0, norms.view(-1).topk(22 - 7).indices, True).view(2, 27)
+    grown = torch.where(kept, -1.0, scores).view(-1).topk(7).indices
+    assert torch.equal(after, kept.view(-1).scatter(0, grown, True).view(2, 27))
+    assert torch.equal(blocks(weight).flatten(2).norm(dim=2) > 0, after & before)

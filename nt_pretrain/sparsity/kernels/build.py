@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCES = ("words.h", "block.cpp", "csr.cpp", "few_tokens.cpp")
+SOURCES = ("words.h", "tiles.h", "block.cpp", "conv.cpp", "csr.cpp", "few_tokens.cpp")
 NAME = "nt_sparse_kernels"
 FLAGS = ("-O3", "-fopenmp", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized")
 FOLDER_VARIABLE = "NT_PRETRAIN_KERNELS"

@@ -6,12 +6,16 @@ zeros, which neither take part in a product nor get a gradient, so they stay zer
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+
+T = TypeVar("T")
 
 
 class LayoutError(ValueError):
@@ -56,12 +60,13 @@ def _indices(rows: Tensor, columns: Tensor, row_count: int, column_count: int) -
     """``rows`` (ascending) and ``columns`` of every slot, both int64."""
     slots = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
     order = torch.sort(columns, stable=True).indices
-    forward = Lists(_pointers(rows, row_count), columns.int(), slots)
-    backward = Lists(_pointers(columns, column_count), rows.gather(0, order).int(), order.int())
+    forward = Lists(pointers_of(rows, row_count), columns.int(), slots)
+    backward = Lists(pointers_of(columns, column_count), rows.gather(0, order).int(), order.int())
     return Indices(forward, backward, rows.int())
 
 
-def _pointers(of: Tensor, count: int) -> Tensor:
+def pointers_of(of: Tensor, count: int) -> Tensor:
+    """int32 [count + 1]: where the entries of each of 0 to count - 1 begin in a list that is sorted by ``of``."""
     # Not bincount: the size of what it returns depends on values, which a rehearsal has not.
     counted = torch.zeros(count + 1, dtype=torch.int32, device=of.device)
     return counted.scatter_add_(0, of + 1, torch.ones_like(of, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
@@ -83,6 +88,7 @@ class BlockLayout:
     its device."""
     _indices: Indices | None = field(default=None, init=False, repr=False, compare=False)
     _version: int = field(default=-1, init=False, repr=False, compare=False)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if min(self.outputs, self.inputs, self.block) < 1:
@@ -136,7 +142,16 @@ class BlockLayout:
             rows = rows.unsqueeze(1).expand(-1, self.fan_in).flatten()
             self._indices = _indices(rows, self.columns.flatten().long(), self.block_rows, self.block_columns)
             self._version = self.columns._version
+            self._derived.clear()
         return self._indices
+
+    def derived(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` makes of this layout under ``key``, made anew when ``columns`` has changed since."""
+        self.indices()
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: T = self._derived[key]
+        return found
 
     @property
     def bytes(self) -> int:
@@ -308,7 +323,7 @@ def layout_of_mask(mask: Tensor) -> CsrLayout:
     if mask.dtype != torch.bool or mask.dim() != 2:
         raise LayoutError(f"a mask is bool [outputs, inputs], not {_what(mask)}")
     rows, columns = mask.nonzero(as_tuple=True)
-    return CsrLayout(mask.shape[0], mask.shape[1], _pointers(rows, mask.shape[0]), columns.int())
+    return CsrLayout(mask.shape[0], mask.shape[1], pointers_of(rows, mask.shape[0]), columns.int())
 
 
 def _what(tensor: Tensor) -> str:
