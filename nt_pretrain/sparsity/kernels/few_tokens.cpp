@@ -1,5 +1,5 @@
-// Products for few tokens (at most 16), as decoding has them. They are bound by the memory that the weights come from, so
-// weights are read once, as they are stored, block after block, and nothing of them is copied.
+// Products for few tokens (at most 16), as decoding has them. They are bound by the memory that the weights come from,
+// so weights are read once, as they are stored, block after block, and nothing of them is copied.
 //
 //   block_few   y[t, o] = sum over the blocks j of output row o of x[t, index[j]] · block[slots[j]], as block_product
 //   csr_few     y = x · W^T, or y = x · W, for W [rows, columns] with single weights
@@ -73,7 +73,9 @@ AVX512 void along_rows(const W* block, const W* next, int64_t b, const float* x,
 template <class W, int T, int NV>
 AVX512 void down_columns(const W* block, const W* next, int64_t b, const float* x, int64_t stride, int64_t tokens,
                          float* sums) {
-  for (int64_t i = 0; i < std::min<int64_t>(b * b, 4096 / sizeof(W)); i += 64 / sizeof(W)) __builtin_prefetch(next + i, 0, 2);
+  // The next block may lie anywhere; within one the processor foresees what comes.
+  const int64_t beginning = std::min<int64_t>(b * b, 4096 / sizeof(W));
+  for (int64_t i = 0; i < beginning; i += 64 / sizeof(W)) __builtin_prefetch(next + i, 0, 2);
   for (int64_t n = 0; n < b; n += 16 * NV)
     for (int64_t t = 0; t < tokens; t += T) {
       __m512 sum[T][NV];
@@ -103,7 +105,8 @@ AVX512 void down_columns(const W* block, const W* next, int64_t b, const float* 
 
 // The same for any processor, one token at a time.
 template <class W>
-void along_rows_plain(const W* block, const W*, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
+void along_rows_plain(const W* block, const W*, int64_t b, const float* x, int64_t stride, int64_t tokens,
+                      float* sums) {
   for (int64_t o = 0; o < b; ++o)
     for (int64_t t = 0; t < tokens; ++t) {
       float sum = 0;
@@ -113,7 +116,8 @@ void along_rows_plain(const W* block, const W*, int64_t b, const float* x, int64
 }
 
 template <class W>
-void down_columns_plain(const W* block, const W*, int64_t b, const float* x, int64_t stride, int64_t tokens, float* sums) {
+void down_columns_plain(const W* block, const W*, int64_t b, const float* x, int64_t stride, int64_t tokens,
+                        float* sums) {
   for (int64_t k = 0; k < b; ++k)
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t n = 0; n < b; ++n) sums[t * b + n] += x[t * stride + k] * value_of(block[k * b + n]);
@@ -122,15 +126,20 @@ void down_columns_plain(const W* block, const W*, int64_t b, const float* x, int
 template <class W>
 using Part = void (*)(const W*, const W*, int64_t, const float*, int64_t, int64_t, float*);
 
+#if NT_AVX512
+template <class W, int NV>
+Part<W> down(int64_t together) {
+  return together == 1 ? down_columns<W, 1, NV> : together == 2 ? down_columns<W, 2, NV> : down_columns<W, 4, NV>;
+}
+#endif
+
 // The function of one block; `together` tokens lie side by side in its sums.
 template <class W>
 Part<W> part_of(int64_t b, int64_t together, bool along) {
 #if NT_AVX512
   if (level() > kPortable) {
     if (along) return together == 1 ? along_rows<W, 1> : together == 2 ? along_rows<W, 2> : along_rows<W, 4>;
-    if (b == 16) return together == 1 ? down_columns<W, 1, 1> : together == 2 ? down_columns<W, 2, 1> : down_columns<W, 4, 1>;
-    if (b == 32) return together == 1 ? down_columns<W, 1, 2> : together == 2 ? down_columns<W, 2, 2> : down_columns<W, 4, 2>;
-    return together == 1 ? down_columns<W, 1, 4> : together == 2 ? down_columns<W, 2, 4> : down_columns<W, 4, 4>;
+    return b == 16 ? down<W, 1>(together) : b == 32 ? down<W, 2>(together) : down<W, 4>(together);
   }
 #endif
   return along ? along_rows_plain<W> : down_columns_plain<W>;
@@ -154,7 +163,8 @@ void blocks_few(const at::Tensor& x, const at::Tensor& blocks, const int32_t* po
     for (int64_t o = begin; o < end; ++o) {
       std::fill_n(sums.get(), tokens * b, 0.f);
       for (int64_t j = pointers[o]; j < pointers[o + 1]; ++j)
-        part(weights + slots[j] * b * b, weights + slots[std::min<int64_t>(j + 1, last)] * b * b, b, source.get() + index[j] * b, stride, tokens, sums.get());
+        part(weights + slots[j] * b * b, weights + slots[std::min<int64_t>(j + 1, last)] * b * b, b,
+             source.get() + index[j] * b, stride, tokens, sums.get());
       const int64_t valid = std::min(b, outputs - o * b);
       for (int64_t t = 0; t < x.size(0); ++t) {
         const float* from = sums.get() + t / side * side * b + t % side;
