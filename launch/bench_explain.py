@@ -19,7 +19,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of this machine and thread count: operations and bytes a second."""
+    """Operations and bytes a second of one core."""
 
     flops: float
     bytes: float
@@ -37,7 +37,7 @@ def peaks(dtype: torch.dtype) -> Peaks:
 
 
 def _best(run: Callable[[], Any]) -> float:
-    """CPU seconds of this thread: beside other work its clock is the one that tells."""
+    """CPU seconds, of all threads together: beside other work this clock is the one that tells."""
     taken = []
     for _ in range(ROUNDS):
         begin = time.process_time()
@@ -59,7 +59,8 @@ def explain(found: dict[str, Any], dtype: torch.dtype) -> None:
     measured = peaks(dtype)
     element = torch.finfo(dtype).bits // 8
     print(
-        f"roofline: peak {measured.flops / 1e9:.0f} GFLOP/s (square product), memory {measured.bytes / 1e9:.1f} GB/s "
+        f"roofline of one core: peak {measured.flops / 1e9:.0f} GFLOP/s (square product), "
+        f"memory {measured.bytes / 1e9:.1f} GB/s "
         f"(copy), best of {ROUNDS}; ridge at {measured.flops / measured.bytes:.0f} FLOP/byte"
     )
     print("  layer      density    GFLOP       MB  FLOP/byte  bound by    least ms  measured ms  of the bound  GFLOP/s")

@@ -24,6 +24,7 @@ def kernels(request: pytest.FixtureRequest) -> None:
     if any(COMPUTE & set(item.path.parts) for item in request.session.items):
         build.compiled()
 
+
 SUBJECTS = [
     "the king",
     "a shepherd",

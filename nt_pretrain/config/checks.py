@@ -237,7 +237,8 @@ def _optimizer(config: Config) -> list[str]:
         found += [
             f"optim.betas: {beta} must be below 1, or the moments never move" for beta in optim.betas if beta == 1
         ]
-    if config.sparsity.grow == "momentum" and config.sparsity.grown_moments != "warm":
+    by_line = config.sparsity.balance == "line"  # with which neither is possible, as is told elsewhere
+    if config.sparsity.grow == "momentum" and config.sparsity.grown_moments != "warm" and not by_line:
         found.append(
             "sparsity.grow: momentum needs sparsity.grown_moments: warm; otherwise inactive weights have no momentum"
         )

@@ -6,11 +6,13 @@ All ranks that compute with a layer need to know where all its blocks are: 4 byt
 from __future__ import annotations
 
 import math
+import socket
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.models.network import values_of
@@ -19,6 +21,8 @@ from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.sparsity.block_budget import BlockBudget
 from nt_pretrain.sparsity.block_topology import BlockLayer, draw_layer
 from nt_pretrain.sparsity.conv_layers import SparseConv2d, sparse_convolutions
+from nt_pretrain.sparsity.csr_layers import single_layers
+from nt_pretrain.sparsity.kernels import build
 from nt_pretrain.sparsity.layers import SparseEmbedding, SparseLinear, sparse_layers
 
 BlockModule = SparseLinear | SparseEmbedding | SparseConv2d
@@ -36,6 +40,27 @@ def topologies(model: nn.Module) -> dict[str, BlockLayer]:
         assert module.topology is not None, "no blocks were drawn"
         found[name] = module.topology
     return found
+
+
+def ensure_same_kernels(model: nn.Module, ranks: Ranks) -> None:
+    """Compiled kernels and plain torch add up in other orders, so ranks must not mix them. Collective.
+
+    Raises:
+        ConfigErrors: on all ranks, where some have the compiled kernels and some have not.
+    """
+    if ranks.device.type != "cpu":
+        return
+    mine = (not block_modules(model) and not single_layers(model)) or build.compiled()
+    told: list[tuple[bool, str]] = [(True, "")] * ranks.world
+    dist.all_gather_object(told, (mine, socket.gethostname()), group=ranks.control)
+    without = [f"{rank} ({host})" for rank, (has, host) in enumerate(told) if not has]
+    if 0 < len(without) < ranks.world:
+        raise ConfigErrors(
+            [
+                f"sparsity.backend: block: ranks {', '.join(without)} have no compiled kernels (they said why), the "
+                "others have; give them what is missing, or a folder with kernels in NT_PRETRAIN_KERNELS"
+            ]
+        )
 
 
 def lines_group(name: str, ranks: Ranks) -> dist.ProcessGroup:

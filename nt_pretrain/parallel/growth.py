@@ -50,7 +50,8 @@ class GrowthScores:
     def listen(self, model: nn.Module, *, on: bool) -> None:
         for name, module in [*block_modules(model).items(), *single_layers(model).items()]:
             assert module.topology is not None
-            module.scoring = _OfLayer(self, name, module.topology) if on else None
+            full = module.topology.budget.density == 1.0  # nothing can grow where everything is
+            module.scoring = _OfLayer(self, name, module.topology) if on and not full else None
 
     @property
     def exact(self) -> bool:

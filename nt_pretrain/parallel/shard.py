@@ -24,7 +24,7 @@ from nt_pretrain.models.multihead import Head, MultiHead, Trunk
 from nt_pretrain.models.network import build, values_of
 from nt_pretrain.models.vision import VisionHead, VisionTrunk
 from nt_pretrain.parallel.batch_norm import norms_of, recomputing, synchronise
-from nt_pretrain.parallel.blocks import block_modules, draw_blocks, initial_blocks, topologies
+from nt_pretrain.parallel.blocks import block_modules, draw_blocks, ensure_same_kernels, initial_blocks, topologies
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.single import draw_single, initial_single, single_topologies
 from nt_pretrain.parallel.tensor import cut, replace_forward
@@ -44,6 +44,7 @@ def sharded_model(config: Config, ranks: Ranks) -> MultiHead:
     works, and every mesh starts from the same bits.
     """
     model = placed_model(config, ranks)
+    ensure_same_kernels(model, ranks)
     device = "cpu" if config.parallel.cpu_offload else ranks.device.type
     model.to_empty(device=torch.device(device))
     with torch.no_grad():

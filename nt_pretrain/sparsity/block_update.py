@@ -128,7 +128,7 @@ def choose_blocks(
     Args:
         norms: [L, fan] non-negative, by slot: :func:`block_norms` of the values.
         scores: non-negative, of all blocks of the held lines as ``layer.to_table()`` has them: norms of the blocks of
-            the dense mean gradient. None for ``sparsity.grow: random``.
+            the dense mean gradient. None for ``sparsity.grow: random`` and for layers that are full.
         prune_rate: share of active blocks to drop, rho(t).
         seed, step: key of every random choice.
 
@@ -136,11 +136,10 @@ def choose_blocks(
         ValueError: settings of :func:`ensure_possible`; scores are missing, not asked for or of another shape.
     """
     ensure_possible(sparsity)
-    _ensure_scores(layer, scores, sparsity)
     active = layer.active()
-    everything = layer.budget.fan == layer.budget.across
-    if everything:
+    if layer.budget.fan == layer.budget.across:
         return BlockMove(layer.columns.clone(), torch.ones_like(layer.columns, dtype=torch.bool), *_nothing(layer))
+    _ensure_scores(layer, scores, sparsity)
     drops, by_chance = _quotas(layer, prune_rate, sparsity, (seed, step))
     stay = _stay(layer, active, norms, drops, sparsity, (seed, step))
     grown = _grow(layer, active, stay, scores, (drops, by_chance), sparsity, (seed, step))

@@ -55,7 +55,7 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
     """
     # Checkpoints of versions that knew AdamW only do not name it.
     identity = {"optimizer": {"algorithm": "adamw"}} | found.identity
-    # The same of the two below: there was no other.
+    # Likewise of versions that knew one backend and one balance only.
     if isinstance(identity.get("sparsity"), dict):
         identity["sparsity"] = {"backend": "masked", "balance": "layer"} | identity["sparsity"]
     if not all(isinstance(identity.get(key), type(value)) for key, value in wanted.items()):

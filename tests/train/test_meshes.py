@@ -151,6 +151,18 @@ def test_twenty_steps_in_fp64_are_those_of_one_process(unit: str, mesh: str) -> 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(("axes", "precision"), [({"head": 2}, "fp64"), ({"replicate": 2}, "bf16")])
+def test_a_deep_ensemble_of_blocks(axes: dict[str, int], precision: str) -> None:
+    """No trunk: heads own their embeddings."""
+    config = config_of("sparse", axes, precision=precision, model={"blocks_in_head": 2, "heads": 2})
+    single = config_of("sparse", {}, precision=precision, model={"blocks_in_head": 2, "heads": 2})
+    (expected,), found = run_ranks(train, 1, single, timeout=140), run_ranks(train, 2, config, timeout=140)
+    assert found[0].first_topology == expected.first_topology
+    assert far(found[0].losses, expected.losses) < (1e-12 if precision == "fp64" else 2e-2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_fp32_stays_close_until_a_near_tie_may_flip(mesh: str) -> None:
     world, axes = MESHES[mesh]
