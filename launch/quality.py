@@ -78,12 +78,12 @@ def jobs(path: str, overrides: list[str], seeds: list[int]) -> list[Job]:
     """All runs. A method whose step costs as much as NeuroTrails' needs no second run at equal FLOPs."""
     base = load_config(path, overrides)
     source = zlib.crc32(Path(path).read_bytes())
-    flops = make_plan(base, 1).flops_per_sample_dense
+    flops = make_plan(base, 1).flops_per_sample_executed
     found = []
     for method, options in METHODS.items():
         dense = dense_options(base)[1:] if "sparsity.density=1.0" in options else []
         own = [*overrides, *(option.format(layers=base.model.layers) for option in options), *dense]
-        cost = make_plan(load_config(path, own), 1).flops_per_sample_dense
+        cost = make_plan(load_config(path, own), 1).flops_per_sample_executed
         equal = round(base.total_steps * flops / cost)
         for seed in seeds:
             found.append(Job(method, "steps", seed, base.total_steps, own, source))
@@ -151,7 +151,7 @@ def table(wanted: list[Job], path: str, base: Config) -> str:
         plan = make_plan(load_config(path, [*runs[0].overrides, f"train.steps={runs[0].steps}"]), 1)
         values = [found for job in runs if (found := last_validation(base, job.name))]
         cells = [budget, method, f"{runs[0].steps:,}", f"{plan.accounts.all.active:,}"]
-        cells.append(f"{plan.flops_per_sample_dense * plan.samples_per_step * runs[0].steps / 1e12:.1f}")
+        cells.append(f"{plan.flops_per_sample_executed * plan.samples_per_step * runs[0].steps / 1e12:.1f}")
         for key, exponential in (("loss_mean_head", True), ("loss_ensemble", True), ("disagreement", False)):
             numbers = [float(value[f"validation/{key}"]) for value in values if f"validation/{key}" in value]
             cells.append(spread([math.exp(n) for n in numbers] if exponential else numbers))
