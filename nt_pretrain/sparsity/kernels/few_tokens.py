@@ -35,7 +35,7 @@ def block_product(x: Tensor, values: Tensor, layout: BlockLayout, *, turned: boo
 def csr_product(x: Tensor, values: Tensor, layout: CsrLayout | CsrSlots, *, turned: bool) -> Tensor:
     """As :func:`block_product`, of single weights."""
     lists, width = layout.indices().forward, layout.inputs if turned else layout.outputs
-    if isinstance(layout, CsrSlots):
+    if isinstance(layout, CsrSlots) and not lists.in_order:
         values = values.index_select(0, lists.slots)  # by row, as the kernel reads them
     y: Tensor = torch.ops.nt_sparse.csr_few(
         _rows(x), values.contiguous(), lists.pointers, lists.short_index, width, turned

@@ -34,6 +34,11 @@ class Lists:
     """int32 [active]."""
 
     @cached_property
+    def in_order(self) -> bool:
+        """Whether entry j's slot is j, so that values can be read as they lie."""
+        return torch.equal(self.slots, torch.arange(len(self.slots), dtype=torch.int32))
+
+    @cached_property
     def short_index(self) -> Tensor:
         """``index`` as uint16 where it fits: a third less to read beside single float32 weights."""
         fits = not len(self.index) or int(self.index.max()) < 1 << 16
