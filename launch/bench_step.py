@@ -154,6 +154,8 @@ def models_of(shape: Shape, precision: str, ranks: Ranks, tokens: torch.Tensor) 
         backends = {
             "masked M=3": SparsitySection(**lines),
             f"block {shape.unit} M=3": SparsitySection(**lines, backend="block"),
+            # At the density asked for, wherever weights are best: what the papers have.
+            "single M=3": SparsitySection(**sparse, distribution="uniform", backend="block"),
         }
     configs = {name: our_config(shape, precision, heads=3, sparsity=each) for name, each in backends.items()}
     configs["dense M=3"] = our_config(shape, precision, heads=3, sparsity=dense)

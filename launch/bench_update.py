@@ -29,6 +29,9 @@ class Parts:
     def gradients_with_scores(self) -> None:
         """The same with what growth needs: nothing more for masks, whose gradients are dense."""
         self.scores = self.model.gradients(EVERY)
+        if self.scores is not None:
+            # Or whatever is timed next would go on computing dense gradients.
+            self.scores.listen(self.model.state.model, on=False)
 
     def move(self) -> None:
         """Drop, grow, settle values and moments, tell the other ranks."""

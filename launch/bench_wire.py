@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     options = parser.parse_args()
     configs, world = variants(options), world_size_of_launcher()
+    if world == 1:
+        raise ConfigErrors(["one rank sends nothing; start several: torchrun --standalone --nproc-per-node 4 ..."])
     if wrong := [each for config in configs for each in problems(config, world_size=world)]:
         raise ConfigErrors(sorted(set(wrong)))
     found = []

@@ -106,8 +106,8 @@ def configuration(options: argparse.Namespace, world: int) -> Config:
 
 def _assumptions(options: argparse.Namespace, machine: Machine, config: Config) -> str:
     blocks = (
-        "sparsity.backend: block: products are forecast as dense ones, so the step is an upper bound; --here times "
-        "them on a machine that is there.\n"
+        "sparsity.backend: block: products of blocks are forecast at the efficiency of dense ones, of which they reach "
+        "less: the step is a lower bound; give a lower --efficiency, or time them on such a device (--here).\n"
     )
     return (blocks if config.sparsity.backend == "block" else "") + (
         f"assumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their "

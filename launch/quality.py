@@ -22,6 +22,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from nt_pretrain.config.blocks import dense_options
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.history import read_lines
@@ -80,7 +81,8 @@ def jobs(path: str, overrides: list[str], seeds: list[int]) -> list[Job]:
     flops = make_plan(base, 1).flops_per_sample_dense
     found = []
     for method, options in METHODS.items():
-        own = [*overrides, *(option.format(layers=base.model.layers) for option in options)]
+        dense = dense_options(base)[1:] if "sparsity.density=1.0" in options else []
+        own = [*overrides, *(option.format(layers=base.model.layers) for option in options), *dense]
         cost = make_plan(load_config(path, own), 1).flops_per_sample_dense
         equal = round(base.total_steps * flops / cost)
         for seed in seeds:

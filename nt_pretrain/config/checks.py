@@ -20,7 +20,7 @@ from nt_pretrain.config.schema import Config, OptimSection
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.block_budget import layer_budgets
-from nt_pretrain.sparsity.budget import names_without_blocks, sparse_names
+from nt_pretrain.sparsity.budget import names_without_blocks, plan_budgets, sparse_names
 
 
 def problems(config: Config, *, world_size: int | None = None) -> list[str]:
@@ -115,6 +115,11 @@ def _sparsity(config: Config) -> list[str]:
                 "sparsity.group_density: has no effect while sparsity.density is 1 (a dense run); lower the density"
             ]
         return []
+    if not sparse_names(shapes, sparsity.scope):
+        return [
+            f"sparsity.scope: {sparsity.scope} leaves no layer that could be sparse (model.blocks_in_head "
+            f"{config.model.blocks_in_head}); choose another scope, or set sparsity.density to 1 for a dense run"
+        ]
     found = ([] if config.model.sees_pictures else _blocks(config, shapes)) + _groups(config, shapes)
     if found:
         return found
@@ -126,9 +131,17 @@ def _sparsity(config: Config) -> list[str]:
             budgets = layer_budgets(shapes, sparsity, density=density)
         except ValueError as error:
             return [str(error)]
+    if all(budget.active == budget.units for budget in budgets.values()):
+        return [
+            f"sparsity.density: {sparsity.density} makes every unit of every layer active (sparsity.unit "
+            f"{sparsity.unit}, sparsity.balance {sparsity.balance}), so none could move; lower it, or set 1 for a "
+            "dense run"
+        ]
     if wrong := tensor_problems(config, shapes):
         return wrong
-    realised = account(shapes, budgets).sparse.density
+    # What groups ask for; whole blocks in every line, which no density could name exactly, are no contradiction.
+    single = plan_budgets(shapes, sparsity.model_copy(update={"unit": 1}), density=sparsity.density)
+    realised = account(shapes, single).sparse.density
     fixed = {group_of(name) for name in budgets} <= set(sparsity.group_density)
     if fixed and abs(realised - sparsity.density) > 0.005:
         return [

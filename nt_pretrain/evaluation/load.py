@@ -18,7 +18,8 @@ from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.blocks import publish, topologies
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, sharded_model
+from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, own_ids, sharded_model
+from nt_pretrain.parallel.single import publish_single, single_topologies
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
 from nt_pretrain.train.resume import refuse_other_model
 from nt_pretrain.train.state import budgets_at, identity
@@ -88,8 +89,9 @@ def load(found: Found, config: Config, ranks: Ranks, *, average: bool = False) -
             f"{found.path} was written by another version of this program: its state lacks {error}; evaluate it with "
             "that version"
         ) from None
-    blocks = topologies(model)
-    masked = {name: budget for name, budget in budgets.items() if name in parameters and name not in blocks}
+    blocks, singles = topologies(model), single_topologies(model)
+    sparse = blocks | singles
+    masked = {name: budget for name, budget in budgets.items() if name in parameters and name not in sparse}
     layers = [empty_layer(name, budget, held_part(parameters[name])) for name, budget in masked.items()]
     if average and not found.state.get("averaged", False):
         raise CheckpointError(
@@ -99,7 +101,8 @@ def load(found: Found, config: Config, ranks: Ranks, *, average: bool = False) -
     for block in blocks.values():
         block.refresh()
     publish(model, ranks)
-    layers += [block.grid() for block in blocks.values()]
+    publish_single(model, ranks)
+    layers += [block.grid() for block in blocks.values()] + [single.grid(single.ids) for single in singles.values()]
     digest = topology_digest(layers, ranks, budgets)
     if digest != saved_digest:
         raise CheckpointError(f"{found.path}: topology {digest} was read, {saved_digest} was saved")
@@ -128,6 +131,8 @@ def _read(path: Path, model: MultiHead, layers: list[SparseLayer], kind: str, ra
         topology[f"active.{layer.name}"] = placed
     for name, block in topologies(model).items():
         topology[f"columns.{name}"] = like_lines(block.columns, parameters[name])
+    for name, single in single_topologies(model).items():
+        topology[f"ids.{name}"] = own_ids(single, parameters[name])
     load_tensors(path, {f"{kind}.{name}": x for name, x in read.items()} | topology, group=ranks.control)
     for name, x in live.items():
         if read[name] is not x:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.models.llama import Block, Context, RMSNorm
 from nt_pretrain.models.loss import linear_cross_entropy_sum, matrix_cross_entropy_sum
+from nt_pretrain.sparsity.csr_layers import CsrLinear, CsrMatrix
 from nt_pretrain.sparsity.layers import BlockMatrix, SparseLinear
 
 
@@ -65,8 +66,9 @@ class Head(nn.Module):
         """Sum of the token losses of normalised hidden states; see :meth:`forward`."""
         hidden_NH, targets_N = x_BTH.reshape(-1, x_BTH.shape[-1]), targets_BT.reshape(-1)
         output: nn.Module = self.output
-        if isinstance(output, SparseLinear):
-            matrix = BlockMatrix(output, output.weight.detach())
+        if isinstance(output, SparseLinear | CsrLinear):
+            weight = output.weight.detach()
+            matrix = BlockMatrix(output, weight) if isinstance(output, SparseLinear) else CsrMatrix(output, weight)
             return matrix_cross_entropy_sum(hidden_NH, output.weight, matrix, targets_N, chunk=chunk)
         return linear_cross_entropy_sum(hidden_NH, self.output.weight, targets_N, chunk=chunk)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from nt_pretrain.config.blocks import dense_options
 from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import MEANING, ExitCode
 from nt_pretrain.observe.history import Row, event_steps, last, read_lines, series, suffixes
@@ -100,7 +101,7 @@ def next_commands(rundir: RunDir) -> list[str]:
         else:
             found.append((_with(launch), "go on"))
         if config.sparsity.density < 1:
-            dense = _with(launch, "sparsity.density=1", f"run.name={config.run.name}-dense")
+            dense = _with(launch, *dense_options(config), f"run.name={config.run.name}-dense")
             found.append((dense, "the same heads without sparsity"))
     width = max(len(command) for command, _ in found)
     return [f"{command:<{width}}  # {why}" for command, why in found]

@@ -26,9 +26,13 @@ from nt_pretrain.models.vision import VisionHead, VisionTrunk
 from nt_pretrain.parallel.batch_norm import norms_of, recomputing, synchronise
 from nt_pretrain.parallel.blocks import block_modules, draw_blocks, initial_blocks, topologies
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.single import draw_single, initial_single, single_topologies
 from nt_pretrain.parallel.tensor import cut, replace_forward
 from nt_pretrain.sparsity.block_budget import BlockBudget, line_budgets
+from nt_pretrain.sparsity.budget import LayerBudget, plan_budgets
 from nt_pretrain.sparsity.conv_layers import replace_convolutions
+from nt_pretrain.sparsity.csr_layers import replace_single, single_budgets
+from nt_pretrain.sparsity.csr_topology import CsrLayer
 from nt_pretrain.sparsity.layers import replace_layers
 from nt_pretrain.sparsity.topology import Held
 
@@ -46,11 +50,16 @@ def sharded_model(config: Config, ranks: Ranks) -> MultiHead:
         lines = {name: held_part(module.weight).rows for name, module in block_modules(model).items()}
         draw_blocks(model, blocks_of(config), lines, config, ranks)
         blocks = topologies(model)
+        draw_single(model, singles_of(config), config, ranks)
+        singles = single_topologies(model)
         for name, parameter in model.named_parameters():
             if name in blocks:
                 local(parameter).copy_(initial_blocks(blocks[name], config=config))
                 continue
             held = held_part(parameter)
+            if name in singles:
+                local(parameter).copy_(initial_single(singles[name], held.rows, config=config))
+                continue
             index = held.rows[:, None] * held.total_columns + held.columns[None, :]
             values = values_of(name, tuple(parameter.shape), index, seed=config.run.seed, model=config.model)
             local(parameter).copy_(values.view(local(parameter).shape))
@@ -71,6 +80,7 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
         budgets = blocks_of(config)
         replace_layers(model, budgets)
         replace_convolutions(model, budgets)
+        replace_single(model, singles_of(config))
     stored = {"pure_bf16": torch.bfloat16, "fp64": torch.float64}.get(config.train.precision)
     if stored is not None:
         model = model.to(stored)
@@ -93,9 +103,19 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
 def blocks_of(config: Config) -> dict[str, BlockBudget]:
     """Budgets of the layers of which only the active blocks exist; empty unless ``sparsity.backend`` is block."""
     sparsity = config.sparsity
-    if sparsity.backend == "masked" or sparsity.density == 1.0:
+    if sparsity.backend == "masked" or sparsity.density == 1.0 or sparsity.unit == 1:
         return {}
     return line_budgets(shapes_of(config.model), sparsity)
+
+
+def singles_of(config: Config) -> dict[str, LayerBudget]:
+    """Budgets of the layers of which only the active weights exist, each by itself; empty unless ``sparsity.backend``
+    is block and ``sparsity.unit`` is 1.
+    """
+    sparsity = config.sparsity
+    if sparsity.backend == "masked" or sparsity.density == 1.0 or sparsity.unit > 1:
+        return {}
+    return single_budgets(plan_budgets(shapes_of(config.model), sparsity))
 
 
 Root = Trunk | Head | VisionTrunk | VisionHead
@@ -218,11 +238,22 @@ def like_parameter(values: Tensor, parameter: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def like_lines(table: Tensor, parameter: Tensor) -> Tensor:
-    """``table`` [L, n] of the lines of ``parameter`` held here as a tensor of all lines, placed alike; same storage."""
+def like_lines(table: Tensor, parameter: Tensor, lines: int | None = None) -> Tensor:
+    """``table`` [L, n] of the lines of ``parameter`` held here as a tensor of all lines, placed alike; same storage.
+
+    Args:
+        lines: how many there are, if not as many as the parameter's; they are cut as its are.
+    """
     if not isinstance(parameter, DTensor):
         return table
-    shape = torch.Size((parameter.shape[0], table.shape[1]))
+    shape = torch.Size((lines or parameter.shape[0], table.shape[1]))
     return DTensor.from_local(
         table, parameter.device_mesh, parameter.placements, run_check=False, shape=shape, stride=(shape[1], 1)
     )
+
+
+def own_ids(layer: CsrLayer, parameter: Tensor) -> Tensor:
+    """The numbers of the weights in the slots of ``parameter`` held here, placed like it; same storage."""
+    slots = held_part(parameter).rows
+    first = int(slots[0]) if slots.numel() else 0
+    return like_parameter(layer.ids[first : first + slots.numel()], parameter)

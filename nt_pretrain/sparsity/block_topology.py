@@ -57,6 +57,11 @@ class BlockLayer:
         self.starts = torch.zeros(self.budget.across + 1, dtype=torch.int32, device=flat.device)
         self.starts[1:] = counts.cumsum(0)
 
+    @property
+    def held(self) -> int:
+        """How many lines are held here."""
+        return self.lines.numel()
+
     def ids(self) -> Tensor:
         """[L, fan] int64: global number of the block in each slot."""
         columns, lines = self.columns.to(torch.int64), self.lines[:, None]

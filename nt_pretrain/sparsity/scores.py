@@ -7,6 +7,8 @@ is the bits plus one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,13 @@ def soft_magnitude_codes(layer: SparseLayer, values: Tensor, *, temperature: flo
     is the k largest of |w|**T / E with E ~ Exponential(1) (Efraimidis and Spirakis 2006): one pass, no sort, and every
     variate is a function of ``key``, the layer and the unit.
     """
-    draw_key = key_of(*key, layer.name)
+    return drawn_codes(values, layer.active, layer.unit_index, temperature=temperature, key=key_of(*key, layer.name))
+
+
+def drawn_codes(
+    values: Tensor, candidates: Tensor, unit_index: Callable[[Tensor], Tensor], *, temperature: float, key: int
+) -> Tensor:
+    """The same for any units: ``unit_index`` makes global unit numbers of positions in ``values``."""
     flat = values.reshape(-1)
     codes = torch.empty(flat.numel(), dtype=torch.int32, device=flat.device)
     for start in range(0, codes.numel(), CHUNK):
@@ -39,8 +47,8 @@ def soft_magnitude_codes(layer: SparseLayer, values: Tensor, *, temperature: flo
         positions = torch.arange(start, stop, device=flat.device)
         # fp64: |w|**3 of small weights leaves the fp32 range.
         weight = flat[start:stop].abs().double().pow_(temperature)
-        score = (weight / exponential(draw_key, layer.unit_index(positions))).clamp_(1e-38, 1e38).float()
-        codes[start:stop] = code(score.view(torch.int32), layer.active[start:stop])
+        score = (weight / exponential(key, unit_index(positions))).clamp_(1e-38, 1e38).float()
+        codes[start:stop] = code(score.view(torch.int32), candidates[start:stop])
     return codes
 
 

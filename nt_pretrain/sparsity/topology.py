@@ -114,6 +114,17 @@ class SparseLayer:
         return out
 
 
+@dataclass(frozen=True)
+class LayerChange:
+    """What an update did to one layer, counted over all ranks, in units."""
+
+    active: int
+    dropped: int
+    grown: int
+    explored: int
+    units: int
+
+
 def empty_layer(name: str, budget: LayerBudget, held: Held) -> SparseLayer:
     """A layer with nothing active; the first topology is drawn by :func:`nt_pretrain.sparsity.update.draw`."""
     units = budget.units if budget.unit > 1 else held.rows.numel() * held.columns.numel()
@@ -146,8 +157,7 @@ def digest(layer: SparseLayer) -> int:
         rows, columns = layer.held.rows, layer.held.columns
     if rows.numel() == 0 or columns.numel() == 0:
         return 0
-    column_factor = (distinct32(key_of("digest column"), columns) >> 12).to(torch.float64) + 1
-    row_factor = distinct32(key_of("digest row", layer.name), rows) * 0x9E3779B1 + 1
+    row_factor, column_factor = digest_factors(layer.name, rows, columns)
     table = layer.active.view(rows.numel(), columns.numel())
     per_row = torch.empty(rows.numel(), dtype=torch.int64, device=rows.device)
     step = max(1, CHUNK // columns.numel())
@@ -155,3 +165,9 @@ def digest(layer: SparseLayer) -> int:
         part = table[start : start + step].to(torch.float64)
         per_row[start : start + step] = (part @ column_factor).to(torch.int64)
     return int((per_row * row_factor).sum())
+
+
+def digest_factors(name: str, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """What a digest multiplies for an active unit: the factors of its row (int64) and of its column (fp64, whole)."""
+    column_factor = (distinct32(key_of("digest column"), columns) >> 12).to(torch.float64) + 1
+    return distinct32(key_of("digest row", name), rows) * 0x9E3779B1 + 1, column_factor

@@ -24,7 +24,7 @@ from nt_pretrain.parallel.collectives import exact_sums, fixed_point_scales, sum
 from nt_pretrain.parallel.select import Pool, select_largest
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.scores import code, magnitude_codes, soft_magnitude_codes
-from nt_pretrain.sparsity.topology import SparseLayer, digest, mask_
+from nt_pretrain.sparsity.topology import LayerChange, SparseLayer, digest, mask_
 
 
 @dataclass
@@ -40,17 +40,6 @@ class LayerTensors:
     first_moment: Tensor
     second_moment: Tensor | None = None
     average: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """What an update did to one layer, counted over all ranks, in units."""
-
-    active: int
-    dropped: int
-    grown: int
-    explored: int
-    units: int
 
 
 def draw(layers: list[SparseLayer], *, seed: int, group: dist.ProcessGroup | None) -> None:

@@ -17,7 +17,7 @@ from nt_pretrain.eval.metrics import CHUNK
 from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import group_of, part_of
 from nt_pretrain.parallel.mesh import wants_cuda
-from nt_pretrain.parallel.shard import blocks_of
+from nt_pretrain.parallel.shard import blocks_of, singles_of
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.train.block_memory import (
     Beside,
@@ -29,6 +29,7 @@ from nt_pretrain.train.block_memory import (
     update_bytes,
 )
 from nt_pretrain.train.picture_memory import picture_memory
+from nt_pretrain.train.single_memory import single_growth_bytes, single_saved_bytes, single_topology_bytes
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def estimate(
     blocks = {name: size_on(b, sizes, _shards(name, sizes)) for name, b in blocks_of(config).items() if name in own}
     held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own.items()}
     held |= {name: layer.whole for name, layer in blocks.items()}
+    singles = {name: budget for name, budget in singles_of(config).items() if name in own}
+    held |= {name: budget.active for name, budget in singles.items()}
     shards = {name: math.ceil(count / _shards(name, sizes)) for name, count in held.items()}
     shard = sum((shards | {name: layer.shard for name, layer in blocks.items()}).values())
     groups = _gathered_groups(held | {name: layer.gathered for name, layer in blocks.items()})
@@ -104,9 +107,12 @@ def estimate(
     flags = sum(
         budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
         for name, budget in budgets.items()
-        if name in held and name not in blocks
+        if name in held and name not in blocks and name not in singles
     )
     topology, saved = 2 * flags + sum(x.topology for x in blocks.values()), sum(x.saved for x in blocks.values())
+    for name, budget in singles.items():
+        topology += single_topology_bytes(budget, _shards(name, sizes))
+        saved += single_saved_bytes(budget, _shards(name, sizes))
     parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute, blocks)
     moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average
@@ -116,6 +122,7 @@ def estimate(
         blocks, config, Beside(parts.loss, _logits_bytes(config, sizes, tokens, compute), parts.activations),
         tokens=tokens, compute=compute, accumulation=accumulation, copies=sizes.replicate,
     )  # fmt: skip
+    growth += single_growth_bytes(list(singles.values()), config, sizes, accumulation=accumulation)
     on_host = config.parallel.cpu_offload and wants_cuda(config)
     return Memory(
         weights=shard * stored,
@@ -168,8 +175,11 @@ def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBud
     weight, blocks = (1 + moment_count(config)) * stored + average_bytes(config), blocks_of(config)
     values = {name: math.prod(shape) for name, shape in shapes.items()}
     values |= {name: budget.active * budget.unit**2 for name, budget in blocks.items()}
-    flags = sum(budget.units for name, budget in budgets.items() if name not in blocks)
-    return weight * sum(values.values()) + 2 * flags + saved_bytes(blocks)
+    singles = singles_of(config)
+    values |= {name: budget.active for name, budget in singles.items()}
+    flags = sum(budget.units for name, budget in budgets.items() if name not in blocks and name not in singles)
+    tables = saved_bytes(blocks) + sum(single_saved_bytes(budget, 1) for budget in singles.values())
+    return weight * sum(values.values()) + 2 * flags + tables
 
 
 def moment_count(config: Config) -> int:

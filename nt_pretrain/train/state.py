@@ -19,10 +19,12 @@ from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.blocks import publish, topologies
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, local, sharded_model
+from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, local, own_ids, sharded_model
+from nt_pretrain.parallel.single import publish_single, single_topologies
 from nt_pretrain.sparsity.block_budget import layer_budgets
 from nt_pretrain.sparsity.block_topology import BlockLayer
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.csr_topology import CsrLayer
 from nt_pretrain.sparsity.schedule import overall_density
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
 from nt_pretrain.sparsity.update import LayerTensors
@@ -36,9 +38,10 @@ class TrainState:
     """Model, optimizer, topology and average of weights of this rank, and how far the run has come.
 
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
-    sparse layers of the model. With ``sparsity.backend: block`` there are no ``layers``: topologies are those of
-    ``blocks``. ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens
-    or pictures), ``seconds`` the time of all attempts.
+    sparse layers of the model. With ``sparsity.backend: block`` topologies are those of ``blocks`` or, of single
+    weights, ``singles``; ``layers`` are then only those without inactive weights, which stay dense beside the latter.
+    ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens or pictures), ``seconds`` the time
+    of all attempts.
     """
 
     model: MultiHead
@@ -55,6 +58,11 @@ class TrainState:
     def blocks(self) -> dict[str, BlockLayer]:
         """Of layers of which only the active blocks exist, by name: the lines held here."""
         return topologies(self.model)
+
+    @property
+    def singles(self) -> dict[str, CsrLayer]:
+        """Of layers of which only the active weights exist, each by itself, by name."""
+        return single_topologies(self.model)
 
     def layer_tensors(self) -> dict[str, LayerTensors]:
         """Weight, dense gradient, moments and average of every sparse layer, as this rank's shards."""
@@ -92,6 +100,10 @@ class TrainState:
             parameter = self.parameters[name]
             tensors[f"columns.{name}"] = like_lines(blocks.columns, parameter)
             tensors[f"explored.{name}"] = like_lines(blocks.explored.view(torch.uint8), parameter)
+        for name, single in self.singles.items():
+            parameter = self.parameters[name]
+            tensors[f"ids.{name}"] = own_ids(single, parameter)
+            tensors[f"explored.{name}"] = like_lines(single.explored, parameter, single.budget.shape[0])
         # Running statistics of batch norms, the same on all ranks that hold them.
         return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(self.model).items()}
 
@@ -129,10 +141,11 @@ class TrainState:
         for blocks in self.blocks.values():
             blocks.refresh()
         publish(self.model, ranks)
+        publish_single(self.model, ranks)
 
     def digest(self, ranks: Ranks) -> str:
         """Of the topologies of all layers of the model. Collective; errors as :func:`topology_digest`."""
-        return topology_digest([*self.layers, *self.blocks.values()], ranks, self.budgets)
+        return topology_digest([*self.layers, *self.blocks.values(), *self.singles.values()], ranks, self.budgets)
 
 
 def budgets_at(config: Config, shapes: Shapes, step: int) -> dict[str, LayerBudget]:
@@ -148,11 +161,11 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     parameters = dict(model.named_parameters())
     optimizer = Optimizer(parameters, config.optim, exact=config.parallel.deterministic_reduce)
     budgets = budgets_at(config, shapes_of(config.model), 0)
-    masked = config.sparsity.backend == "masked"
+    sparse = topologies(model) | single_topologies(model)
     layers = [
         empty_layer(name, budget, held_part(parameters[name]))
         for name, budget in budgets.items()
-        if masked and name in parameters
+        if name in parameters and name not in sparse
     ]
     state = TrainState(model, parameters, optimizer, layers, budgets)
     draw_topology(layers, config, ranks)

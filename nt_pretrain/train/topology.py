@@ -20,6 +20,7 @@ from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.sparsity.block_budget import line_budgets
 from nt_pretrain.sparsity.block_topology import BlockLayer
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.csr_topology import CsrLayer
 from nt_pretrain.sparsity.line_update import draw_lines, update_lines
 from nt_pretrain.sparsity.topology import SparseLayer, digest
 from nt_pretrain.sparsity.update import LayerChange, LayerTensors, draw, layer_digests, update
@@ -30,6 +31,7 @@ class TopologyError(Exception):
 
 
 Layer = TypeVar("Layer", SparseLayer, BlockLayer)
+Flat = SparseLayer | CsrLayer
 
 
 def parts(layers: list[Layer], ranks: Ranks) -> list[tuple[list[Layer], dist.ProcessGroup]]:
@@ -79,7 +81,9 @@ def update_topology(
     return of_all_heads(changes, ranks, list(targets))
 
 
-def topology_digest(layers: Sequence[SparseLayer | BlockLayer], ranks: Ranks, budgets: dict[str, LayerBudget]) -> str:
+def topology_digest(
+    layers: Sequence[SparseLayer | BlockLayer | CsrLayer], ranks: Ranks, budgets: dict[str, LayerBudget]
+) -> str:
     """16 hexadecimal digits that identify the topologies of all layers of ``budgets``, whatever the mesh.
 
     Collective.
@@ -90,16 +94,18 @@ def topology_digest(layers: Sequence[SparseLayer | BlockLayer], ranks: Ranks, bu
     """
     mine: dict[str, int] = {}
     # Blocks that a rank holds lines of are divided as single weights are.
-    flat = [layer.grid() if isinstance(layer, BlockLayer) else layer for layer in layers]
-    for some, group in parts(flat, ranks):
+    flat: list[Flat] = [layer.grid() if isinstance(layer, BlockLayer) else layer for layer in layers]
+    for some, group in parts([layer for layer in flat if isinstance(layer, SparseLayer)], ranks):
         mine |= layer_digests(some, group)
+    # All ranks know all slots of single weights.
+    mine |= {layer.name: layer.digest() for layer in flat if isinstance(layer, CsrLayer)}
     total = key_of("topology")
     for name, value in _agreed(flat, mine, ranks, list(budgets)).items():
         total = key_of(total, name, budgets[name].units, value)
     return f"{total & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
-def _agreed(layers: list[SparseLayer], mine: dict[str, int], ranks: Ranks, names: list[str]) -> dict[str, int]:
+def _agreed(layers: list[Flat], mine: dict[str, int], ranks: Ranks, names: list[str]) -> dict[str, int]:
     """The digest of every layer, on which all ranks that hold some of it agree. Collective."""
     # ~x falls as x rises: the largest ~x is that of the smallest x. Who does not hold a layer has no say.
     silent = -(1 << 63)
@@ -113,11 +119,15 @@ def _agreed(layers: list[SparseLayer], mine: dict[str, int], ranks: Ranks, names
     return dict(zip(names, values, strict=True))
 
 
-def _who_differs(layers: list[SparseLayer], wrong: list[str], ranks: Ranks) -> str:
+def _who_differs(layers: list[Flat], wrong: list[str], ranks: Ranks) -> str:
     """Words that name the first layer and, among ranks that hold the same part of it, those on each side."""
     own: tuple[Any, int, int] | None = None
     for layer in layers:
-        if layer.name == wrong[0]:
+        if layer.name != wrong[0]:
+            continue
+        if isinstance(layer, CsrLayer):
+            own = ((), layer.digest(), layer.budget.active)
+        else:
             part = () if layer.is_replicated else tuple(ranks.place[axis] for axis in ("shard", "head", "tensor"))
             own = (part, digest(layer), int(torch.count_nonzero(layer.active)))
     told: list[tuple[Any, int, int] | None] = [None] * ranks.world

@@ -46,6 +46,16 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
             "blocks (a deep ensemble)",
         ),
         (
+            {"sparsity": {"density": 0.5, "backend": "block"}, "run": {"device": "cuda"}},
+            "run.device: cuda, but single weights (sparsity.backend: block, unit: 1) run on the CPU only; set "
+            "run.device: cpu, sparsity.backend: masked, or blocks: sparsity.unit=128 sparsity.balance=line",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "backend": "block", "grown_moments": "warm"}},
+            "sparsity.grown_moments: warm is not possible with the block backend: it needs moments of weights that are "
+            "not active; set mean or zero",
+        ),
+        (
             {"sparsity": {"density": 0.5, "unit": 64}, "model": {"intermediate": 172}},
             "sparsity.unit: model.intermediate 172 is not divisible into blocks of 64; nearest that are: 128 and 192",
         ),
@@ -79,11 +89,11 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
         ),
         (
             {"sparsity": {"backend": "block"}},
-            "sparsity.backend: block has no effect while sparsity.density is 1 (a dense run)",
+            "sparsity.backend: block has no effect while sparsity.density is 1 (a dense run); set masked",
         ),
         (
             {"sparsity": {"balance": "line"}},
-            "sparsity.balance: line has no effect while sparsity.density is 1 (a dense run)",
+            "sparsity.balance: line has no effect while sparsity.density is 1 (a dense run); set layer",
         ),
         (
             {"sparsity": {"density": 0.5, "unit": 16, "backend": "block"}},
@@ -109,6 +119,16 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
             {"sparsity": {"density": 0.01, "unit": 16, "balance": "line", "scope": "no_vocab"}},
             "sparsity.density asks for 4.8 active blocks of 16 x 16, and one in each line of each layer makes 120; "
             "raise sparsity.density or choose a smaller sparsity.unit",
+        ),
+        (
+            {"sparsity": {"density": 0.5, "scope": "head_blocks"}},
+            "sparsity.scope: head_blocks leaves no layer that could be sparse (model.blocks_in_head 0); choose another "
+            "scope, or set sparsity.density to 1 for a dense run",
+        ),
+        (
+            {"sparsity": {"density": 0.99, "unit": 32, "balance": "line", "scope": "no_vocab"}},
+            "sparsity.density: 0.99 makes every unit of every layer active (sparsity.unit 32, sparsity.balance line), "
+            "so none could move; lower it, or set 1 for a dense run",
         ),
         (
             {"optim": {"warmup_steps": 100}, "train": {"steps": 100}},
@@ -398,3 +418,11 @@ def test_tensor_ranks_share_out_whole_lines_of_blocks() -> None:
         "cannot share equally; choose a smaller sparsity.unit or fewer ranks"
     ]
     assert problems(config(sparsity=sparse, parallel={"tensor": 4}), world_size=4) == []
+
+
+def test_whole_blocks_in_every_line_do_not_contradict_the_density_that_all_groups_were_given() -> None:
+    sparse = {"density": 0.3, "unit": 16, "balance": "line", "scope": "no_vocab"}
+    groups = {"attention": 0.3, "ffn": 0.3}
+    assert problems(config(sparsity=sparse | {"group_density": groups}), world_size=1) == []
+    (message,) = problems(config(sparsity=sparse | {"group_density": groups | {"ffn": 0.6}}), world_size=1)
+    assert message.startswith("sparsity.group_density: fixes every group, which gives density 0.4")

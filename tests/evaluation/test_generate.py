@@ -39,9 +39,9 @@ def masked(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def blocks(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with layers of blocks, computed in bf16."""
+    """A run with layers of blocks."""
     folder = tmp_path_factory.mktemp("runs") / "blocks"
-    options = ["train.steps=2", "optim.warmup_steps=1", "eval.every_steps=0", "train.precision=bf16", *BLOCKS]
+    options = ["train.steps=2", "optim.warmup_steps=1", "eval.every_steps=0", *BLOCKS]
     launches.finish(launches.start(1, folder, *corpus.overrides, *options), folder)
     return folder
 
@@ -89,8 +89,8 @@ def test_it_writes_what_the_whole_forward_pass_says(masked: Path, head: int | No
     assert any(f"step 4{', average of the weights' if average else ''}, {who}" in line for line in told)
 
 
-def test_layers_of_blocks_in_bf16(blocks: Path) -> None:
-    text, told, expected = run_ranks(both_rank, 1, str(blocks), None, False, 4, timeout=120)[0]
+def test_layers_of_blocks(blocks: Path) -> None:
+    text, told, expected = run_ranks(both_rank, 1, str(blocks), None, False, 6, timeout=120)[0]
     assert text == expected + "\n"
     assert "tokens/s" in told[-1]
 
@@ -122,6 +122,12 @@ def test_a_new_document_and_one_that_is_too_long(masked: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert not done.stdout.startswith(" ")
     assert "was trained on sequences of 32 tokens" in done.stderr
+
+
+def test_bf16(blocks: Path) -> None:
+    done = launch(str(blocks), PROMPT, "train.precision=bf16", "--tokens", "4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(PROMPT)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,20 @@ def test_bfloat16() -> None:
     assert error <= 1.5 * (whole(model, section, tokens)[:, :, 3:].float() - expected[:, :, 3:]).norm()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["three heads", "grouped queries"])
+def test_on_a_gpu(name: str) -> None:
+    section, counts = section_of(name), torch.tensor([4, 1, 7])
+    model, tokens = model_of(section).cuda(), tokens_of(3, 12).cuda()
+    expected = whole(model, section, tokens)
+    cache = empty_cache(model, section, sequences=3, capacity=12)
+    logits = prefill(model, tokens[:, :7], cache, counts)
+    for _ in range(5):
+        assert_near(logits, expected[:, torch.arange(3), cache.lengths - 1], 1e-3)
+        logits = decode_step(model, tokens[torch.arange(3), cache.lengths], cache)
+
+
 def test_layers_of_blocks() -> None:
     """Against the dense model with the same weights, and zeros where no block is."""
     section = section_of("three heads").model_copy(update={"vocab_size": 96})

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from nt_pretrain.config.checks import problems
+from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.observe.rundir import RunDir, Status
@@ -67,8 +70,8 @@ def test_results_before_the_first_validation(tmp_path: Path) -> None:
     assert results(fill(tmp_path, reached=20))[0] == "no validation yet"
 
 
-def configured(rundir: RunDir, *, density: float) -> RunDir:
-    config = Config.model_validate({"run": {"name": "demo"}, "model": {"heads": 3}, "sparsity": {"density": density}})
+def configured(rundir: RunDir, **sparsity: object) -> RunDir:
+    config = Config.model_validate({"run": {"name": "demo"}, "model": {"heads": 3}, "sparsity": sparsity})
     rundir.write_config(yaml.safe_dump(config.model_dump(mode="json")))
     command = ["launch/pretrain.py", "configs/demo.yaml", "train.steps=400"]
     rundir.write_environment({"command": command, "torchrun": {"LOCAL_WORLD_SIZE": "2"}})
@@ -81,6 +84,18 @@ def test_next_commands_build_on_the_one_that_was_run(tmp_path: Path) -> None:
     assert "tensorboard --logdir" in tensorboard
     assert f"{launch} train.steps=2000" in longer
     assert f"{launch} train.steps=400 sparsity.density=1 run.name=demo-dense" in dense
+
+
+def test_the_dense_run_beside_one_of_blocks_is_one_that_starts(tmp_path: Path) -> None:
+    blocks = {"density": 0.5, "unit": 16, "backend": "block", "balance": "line", "group_density": {"ffn": 0.5}}
+    *_, dense = next_commands(configured(fill(tmp_path), **blocks))
+    options = [word for word in shlex.split(dense.split("  # ")[0]) if word.startswith("sparsity.")]
+    rest = [f"sparsity.{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in blocks.items()]
+    path = tmp_path / "config.yaml"
+    path.write_text("{}")
+    config = load_config(path, [*(each.removesuffix("...\n").strip() for each in rest), *options])
+    assert config.sparsity.density == 1.0
+    assert problems(config) == []
 
 
 def test_a_stopped_dense_run_is_only_gone_on_with(tmp_path: Path) -> None:

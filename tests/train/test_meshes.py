@@ -36,6 +36,8 @@ UNITS: dict[str, dict[str, Any]] = {
     "blocks": {"unit": 16, "scope": "no_vocab"},
     # Only the active blocks exist, also of the embedding and the output layers.
     "sparse": {"unit": 16, "backend": "block", "balance": "line"},
+    # Only the active weights exist; tensor ranks could not share them equally.
+    "single": {"unit": 1, "backend": "block"},
 }
 WIDE = {"hidden": 64, "intermediate": 96, "vocab_size": 96}
 """Tensor ranks share out whole lines of blocks: those of keys and values, 32 wide, are two."""
@@ -56,11 +58,16 @@ def config_of(unit: str, mesh: dict[str, int], *, precision: str = "fp64", **sec
     )
 
 
+def is_possible(unit: str, axes: dict[str, int]) -> bool:
+    return unit != "single" or "tensor" not in axes
+
+
 MATRIX = [
     # Tensor ranks take ten times as long as others; their second unit is tested with what is long.
     pytest.param(unit, mesh, marks=[pytest.mark.long] if unit != "weights" and "tensor" in axes else [])
     for unit in UNITS
     for mesh, (_, axes) in MESHES.items()
+    if is_possible(unit, axes)
 ]
 
 

@@ -20,6 +20,9 @@ SGD = ["optim.algorithm=sgd", "optim.lr=0.1", "train.ema_decay=0.9"]
 BLOCKS = ["sparsity.backend=block", "sparsity.balance=line", "sparsity.unit=16"]
 """Only active blocks exist: on 4 ranks some hold no line of a layer, which has 2 or 4."""
 
+SINGLE = ["sparsity.backend=block", "sparsity.unit=1"]
+"""Only active weights exist, each by itself."""
+
 ALONE = [*OPTIONS, "data.workers=0"]
 """Ranks that read themselves, as they do where there are four: fewer processes, the same samples."""
 
@@ -41,7 +44,9 @@ def test_bit_identical_to_one_rank(corpus, whole, ranks, options):
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("recipe", [[], SGD, [*SGD, *BLOCKS]], ids=["adamw", "sgd", "blocks"])
+@pytest.mark.parametrize(
+    "recipe", [[], SGD, [*SGD, *BLOCKS], [*SGD, *SINGLE]], ids=["adamw", "sgd", "blocks", "single"]
+)
 def test_resume_at_another_world_size_goes_on_bit_identically(corpus, whole, tmp_path, recipe):
     """10 steps on 2 ranks, the rest on 4, against 20 steps on one."""
     elastic = tmp_path / "elastic"

@@ -145,7 +145,7 @@ TORCH_LIBRARY(nt_sparse, library) {
   library.def("block_gradient(Tensor dy, Tensor x, Tensor rows, Tensor columns, int block) -> Tensor");
   library.def("csr_product(Tensor x, Tensor weights, Tensor pointers, Tensor index, Tensor slots, int out_features)"
               " -> Tensor");
-  library.def("csr_gradient(Tensor dy, Tensor x, Tensor pointers, Tensor index) -> Tensor");
+  library.def("csr_gradient(Tensor dy, Tensor x, Tensor pointers, Tensor index, Tensor slots) -> Tensor");
   library.def("limit_level(int limit) -> int", nt::limit_level);
 }
 

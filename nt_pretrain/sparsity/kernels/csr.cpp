@@ -2,7 +2,7 @@
 // weight takes whole cache lines of its input feature; the tile stays in the second-level cache, whose reads are the bound.
 //
 //   csr_product    y[t, o] = sum over j of row o of weights[slots[j]] · x[t, index[j]]
-//   csr_gradient   dw[j] = sum over t of dy[t, row of j] · x[t, index[j]]
+//   csr_gradient   dw[slots[j]] = sum over t of dy[t, row of j] · x[t, index[j]]
 #include <torch/library.h>
 
 #include "words.h"
@@ -248,13 +248,14 @@ void product(const at::Tensor& x, const at::Tensor& weights, const int32_t* poin
 
 template <class S, class D>
 void gradient(const at::Tensor& dy, const at::Tensor& x, const int32_t* pointers, const int32_t* index,
-              at::Tensor& dw) {
+              const int32_t* slots, at::Tensor& dw) {
   const int64_t tokens = x.size(0), width = x.size(1), rows = dy.size(1);
   const int64_t tile = 128, tiles = (tokens + tile - 1) / tile;
   const Tile<S, D> of;
   const S* source = x.const_data_ptr<S>();
   const S* slopes = dy.const_data_ptr<S>();
   float* target = dw.mutable_data_ptr<float>();
+  const auto sums = scratch<float>(dw.size(0));  // by row, as they are added up
   const auto panel = scratch<D>(tiles * width * tile);
   at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
@@ -264,14 +265,16 @@ void gradient(const at::Tensor& dy, const at::Tensor& x, const int32_t* pointers
   constexpr int64_t wide = 4 * kGroup;  // output features turned together: whole cache lines and their neighbours of dy
   at::parallel_for(0, rows, kGroup, [&](int64_t begin, int64_t end) {
     const auto left = scratch<D>(wide * tile);
+    std::fill(sums.get() + pointers[begin], sums.get() + pointers[end], 0.f);
     for (int64_t i = 0; i < tiles; ++i)
       for (int64_t n = begin; n < end; n += wide) {
         const int64_t last = std::min(n + wide, end);
         of.fill(slopes, dy.stride(0), i * tile, std::min(tokens, (i + 1) * tile), n, last, tile, left.get());
         for (int64_t o = n; o < last; ++o)
           of.scatter(left.get() + (o - n) * tile, panel.get() + i * width * tile, index + pointers[o],
-                     pointers[o + 1] - pointers[o], tile, target + pointers[o]);
+                     pointers[o + 1] - pointers[o], tile, sums.get() + pointers[o]);
       }
+    for (int64_t j = pointers[begin]; j < pointers[end]; ++j) target[slots[j]] = sums[j];
   });
 }
 
@@ -289,14 +292,15 @@ at::Tensor csr_product(const at::Tensor& x, const at::Tensor& weights, const at:
 }
 
 at::Tensor csr_gradient(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& pointers,
-                        const at::Tensor& index) {
+                        const at::Tensor& index, const at::Tensor& slots) {
   TORCH_CHECK(unit_stride(x) && unit_stride(dy) && x.size(0) == dy.size(0) && x.dtype() == dy.dtype());
-  at::Tensor dw = at::zeros({index.size(0)}, x.options().dtype(at::kFloat));
-  if (x.size(0) == 0 || index.size(0) == 0) return dw;
+  const auto options = x.options().dtype(at::kFloat);
+  if (x.size(0) == 0 || index.size(0) == 0) return at::zeros({index.size(0)}, options);
+  at::Tensor dw = at::empty({index.size(0)}, options);
   const auto run = x.scalar_type() == at::kFloat ? gradient<float, float>
                    : in_pairs(x)                 ? gradient<at::BFloat16, at::BFloat16>
                                                  : gradient<at::BFloat16, float>;
-  run(dy, x, pointers.const_data_ptr<int32_t>(), index.const_data_ptr<int32_t>(), dw);
+  run(dy, x, pointers.const_data_ptr<int32_t>(), index.const_data_ptr<int32_t>(), slots.const_data_ptr<int32_t>(), dw);
   return dw;
 }
 

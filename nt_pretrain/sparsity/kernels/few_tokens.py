@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nt_pretrain.sparsity.kernels.csr_slots import CsrSlots
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout
 
 FEW = 16
@@ -31,9 +32,11 @@ def block_product(x: Tensor, values: Tensor, layout: BlockLayout, *, turned: boo
     return y
 
 
-def csr_product(x: Tensor, values: Tensor, layout: CsrLayout, *, turned: bool) -> Tensor:
+def csr_product(x: Tensor, values: Tensor, layout: CsrLayout | CsrSlots, *, turned: bool) -> Tensor:
     """As :func:`block_product`, of single weights."""
     lists, width = layout.indices().forward, layout.inputs if turned else layout.outputs
+    if isinstance(layout, CsrSlots):
+        values = values.index_select(0, lists.slots)  # by row, as the kernel reads them
     y: Tensor = torch.ops.nt_sparse.csr_few(
         _rows(x), values.contiguous(), lists.pointers, lists.short_index, width, turned
     )

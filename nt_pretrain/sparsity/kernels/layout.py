@@ -60,12 +60,13 @@ def _indices(rows: Tensor, columns: Tensor, row_count: int, column_count: int) -
     """``rows`` (ascending) and ``columns`` of every slot, both int64."""
     slots = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
     order = torch.sort(columns, stable=True).indices
-    forward = Lists(_pointers(rows, row_count), columns.int(), slots)
-    backward = Lists(_pointers(columns, column_count), rows.gather(0, order).int(), order.int())
+    forward = Lists(pointers_of(rows, row_count), columns.int(), slots)
+    backward = Lists(pointers_of(columns, column_count), rows.gather(0, order).int(), order.int())
     return Indices(forward, backward, rows.int())
 
 
-def _pointers(of: Tensor, count: int) -> Tensor:
+def pointers_of(of: Tensor, count: int) -> Tensor:
+    """int32 [count + 1]: where the entries of each of 0 to count - 1 begin in a list that is sorted by ``of``."""
     # Not bincount: the size of what it returns depends on values, which a rehearsal has not.
     counted = torch.zeros(count + 1, dtype=torch.int32, device=of.device)
     return counted.scatter_add_(0, of + 1, torch.ones_like(of, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
@@ -322,7 +323,7 @@ def layout_of_mask(mask: Tensor) -> CsrLayout:
     if mask.dtype != torch.bool or mask.dim() != 2:
         raise LayoutError(f"a mask is bool [outputs, inputs], not {_what(mask)}")
     rows, columns = mask.nonzero(as_tuple=True)
-    return CsrLayout(mask.shape[0], mask.shape[1], _pointers(rows, mask.shape[0]), columns.int())
+    return CsrLayout(mask.shape[0], mask.shape[1], pointers_of(rows, mask.shape[0]), columns.int())
 
 
 def _what(tensor: Tensor) -> str:

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
 from nt_pretrain.sparsity.kernels import build, few_tokens, torch_path, triton_path
-from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout
+from nt_pretrain.sparsity.kernels.csr_slots import CsrSlots
+from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout, Lists
 
 NATIVE_BLOCKS = (16, 32, 64, 128)
 NATIVE_TYPES = (torch.float32, torch.bfloat16)
@@ -23,6 +24,13 @@ TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 Path = Literal["compiled", "triton", "torch"]
 """Who multiplies blocks: compiled kernels of the CPU, Triton's of a GPU, or plain torch anywhere."""
+
+AnyCsr = CsrLayout | CsrSlots
+
+DENSE_FROM, MANY_TOKENS = 0.45, 64
+"""Density and tokens from which on products with single weights take longer than through the dense matrix (measured:
+as long at .44 in fp32 and .49 in bf16).
+"""
 
 
 def block_linear(
@@ -54,25 +62,35 @@ def block_linear(
     width = layout.inputs if turned else layout.outputs
     product, rows = BlockProduct(layout, block_path(x, compiled, layout.block), turned), x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled():
-        y: Tensor = _BlockFunction.apply(rows, values, layout.columns, product, scoring)
+        y: Tensor = _ProductFunction.apply(rows, values, layout.columns, product, scoring)
     else:
         y = product.forward(rows, values.to(x.dtype))  # a third of the overhead, which decoding feels
     return y.reshape(*x.shape[:-1], width)
 
 
-def csr_linear(x: Tensor, values: Tensor, layout: CsrLayout, compiled: bool | None = None) -> Tensor:
+def csr_linear(
+    x: Tensor,
+    values: Tensor,
+    layout: AnyCsr,
+    compiled: bool | None = None,
+    *,
+    scoring: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
     """x [..., inputs] to y [..., outputs] for ``values`` [active weights]; otherwise as ``block_linear``.
+
+    Where nearly half of the weights are active, products of many tokens go through the dense matrix, which is faster.
 
     Raises:
         ValueError: as ``block_linear``.
     """
     x = as_autocast(x)
     check(x, values, layout, layout.inputs, ("cpu",))
-    native, rows = is_native(x, compiled, None), x.reshape(-1, layout.inputs)
+    rows = x.reshape(-1, layout.inputs)
+    product = CsrProduct(layout, _csr_native(rows, layout, compiled))
     if torch.is_grad_enabled():
-        y: Tensor = _CsrProduct.apply(rows, values, layout.columns, layout, native)
+        y: Tensor = _ProductFunction.apply(rows, values, _places(layout), product, scoring)
     else:
-        y = _csr_forward(rows, values.to(x.dtype), layout, native)
+        y = product.forward(rows, values.to(x.dtype))
     return y.reshape(*x.shape[:-1], layout.outputs)
 
 
@@ -123,18 +141,18 @@ def block_products(x: Tensor, layout: BlockLayout) -> BlockProduct:
     return BlockProduct(layout, block_path(x, None, layout.block), turned=False)
 
 
-class _BlockFunction(torch.autograd.Function):
+class _ProductFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         values: Tensor,
-        columns: Tensor,
-        product: BlockProduct,
+        places: Tensor,
+        product: BlockProduct | CsrProduct,
         scoring: Callable[[Tensor, Tensor], None] | None,
     ) -> Tensor:
-        # columns is saved so that autograd refuses a backward pass through blocks that have moved meanwhile.
-        ctx.save_for_backward(x, values, columns)
+        # places is saved so that autograd refuses a backward pass through blocks that have moved meanwhile.
+        ctx.save_for_backward(x, values, places)
         ctx.product, ctx.scoring = product, scoring
         return product.forward(x, values.detach().to(x.dtype))
 
@@ -164,47 +182,64 @@ def block_weight_gradient(dy: Tensor, x: Tensor, layout: BlockLayout, path: Path
     return found.reshape(layout.shape)
 
 
-def _csr_forward(x: Tensor, weights: Tensor, layout: CsrLayout, native: bool) -> Tensor:
-    if native and few_tokens.are_few(x):
-        return few_tokens.csr_product(x, weights, layout, turned=False)
-    with torch.autocast("cpu", enabled=False):
-        if not native:
-            return torch_path.csr_forward(x, weights, layout)
-        lists = layout.indices().forward
-        found: Tensor = torch.ops.nt_sparse.csr_product(
-            _rows(x), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.outputs
-        )
+@dataclass(frozen=True)
+class CsrProduct:
+    """The three products of a layer of single weights."""
+
+    layout: AnyCsr
+    native: bool
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """``weights`` are values of the type of x."""
+        if not self.native:
+            with torch.autocast("cpu", enabled=False):
+                return torch_path.csr_forward(x, weights, self.layout)
+        if few_tokens.are_few(x):
+            return few_tokens.csr_product(x, weights, self.layout, turned=False)
+        return _csr_product(x, weights, self.layout.indices().forward, self.layout.outputs)
+
+    def input_gradient(self, dy: Tensor, weights: Tensor) -> Tensor:
+        if not self.native:
+            with torch.autocast("cpu", enabled=False):
+                return torch_path.csr_input_gradient(dy, weights, self.layout)
+        if few_tokens.are_few(dy):
+            return few_tokens.csr_product(dy, weights, self.layout, turned=True)
+        return _csr_product(dy, weights, self.layout.indices().backward, self.layout.inputs)
+
+    def weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
+        """At least float32, of the layout's shape."""
+        if not self.native:
+            with torch.autocast("cpu", enabled=False):
+                return torch_path.csr_weight_gradient(dy, x, self.layout)
+        lists = self.layout.indices().forward
+        found: Tensor = torch.ops.nt_sparse.csr_gradient(_rows(dy), _rows(x), lists.pointers, lists.index, lists.slots)
         return found
 
+    def sides(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrices of which leftᵀ · right is the dense gradient."""
+        return dy, x
 
-class _CsrProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, layout: CsrLayout, native: bool) -> Tensor:
-        ctx.save_for_backward(x, values, columns)
-        ctx.layout, ctx.native = layout, native
-        return _csr_forward(x, values.detach().to(x.dtype), layout, native)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x, values, _ = ctx.saved_tensors
-        layout, indices, dx, dw = ctx.layout, ctx.layout.indices(), None, None
-        weights, ops = values.to(dy.dtype), torch.ops.nt_sparse
-        with torch.autocast("cpu", enabled=False):
-            if ctx.needs_input_grad[0] and ctx.native and few_tokens.are_few(dy):
-                dx = few_tokens.csr_product(dy, weights, layout, turned=True)
-            elif ctx.needs_input_grad[0] and ctx.native:
-                lists = indices.backward
-                dx = ops.csr_product(
-                    _rows(dy), weights.contiguous(), lists.pointers, lists.index, lists.slots, layout.inputs
-                )
-            elif ctx.needs_input_grad[0]:
-                dx = torch_path.csr_input_gradient(dy, weights, layout)
-            if ctx.needs_input_grad[1] and ctx.native:
-                dw = ops.csr_gradient(_rows(dy), _rows(x), indices.forward.pointers, indices.forward.index)
-            elif ctx.needs_input_grad[1]:
-                dw = torch_path.csr_weight_gradient(dy, x, layout)
-        return dx, None if dw is None else dw.to(values.dtype), None, None, None
+def csr_products(x: Tensor, layout: AnyCsr) -> CsrProduct:
+    """As :func:`block_products`, for x [tokens, inputs]."""
+    return CsrProduct(layout, _csr_native(x, layout, None))
+
+
+def _csr_native(x: Tensor, layout: AnyCsr, compiled: bool | None) -> bool:
+    dense = layout.shape[0] > DENSE_FROM * layout.outputs * layout.inputs and len(x) >= MANY_TOKENS
+    return is_native(x, compiled, None) and not (dense and compiled is None)
+
+
+def _csr_product(x: Tensor, weights: Tensor, lists: Lists, width: int) -> Tensor:
+    found: Tensor = torch.ops.nt_sparse.csr_product(
+        _rows(x), weights.contiguous(), lists.pointers, lists.index, lists.slots, width
+    )
+    return found
+
+
+def _places(layout: BlockLayout | AnyCsr) -> Tensor:
+    """What an update of the topology changes in place."""
+    return layout.ids if isinstance(layout, CsrSlots) else layout.columns
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -220,7 +255,7 @@ def as_autocast(x: Tensor) -> Tensor:
     return x
 
 
-def check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, width: int, devices: tuple[str, ...]) -> None:
+def check(x: Tensor, values: Tensor, layout: BlockLayout | AnyCsr, width: int, devices: tuple[str, ...]) -> None:
     """Raise unless the arguments of a product fit one another.
 
     Args:
@@ -230,11 +265,11 @@ def check(x: Tensor, values: Tensor, layout: BlockLayout | CsrLayout, width: int
     Raises:
         ValueError: what does not fit, and what to do.
     """
-    if x.device.type not in devices or not x.device == values.device == layout.columns.device:
+    if x.device.type not in devices or not x.device == values.device == _places(layout).device:
         where = " and on ".join({"cpu": "the CPU", "cuda": "CUDA devices"}[device] for device in devices)
         raise ValueError(
             f"x is on {x.device}, the values are on {values.device} and the layout's columns on "
-            f"{layout.columns.device}: these products run on {where}; move all three to one of them"
+            f"{_places(layout).device}: these products run on {where}; move all three to one of them"
         )
     fitting = values.dtype == x.dtype or (x.dtype, values.dtype) == (torch.bfloat16, torch.float32)
     if x.dtype not in TYPES or not fitting:

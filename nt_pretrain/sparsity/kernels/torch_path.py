@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nt_pretrain.sparsity.kernels.csr_slots import CsrSlots
 from nt_pretrain.sparsity.kernels.layout import BlockLayout, CsrLayout, Lists
 
 
@@ -77,16 +78,16 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def csr_forward(x: Tensor, values: Tensor, layout: CsrLayout) -> Tensor:
+def csr_forward(x: Tensor, values: Tensor, layout: CsrLayout | CsrSlots) -> Tensor:
     """x [tokens, inputs] to y [tokens, outputs]."""
     return x @ layout.to_dense(values).t()
 
 
-def csr_input_gradient(dy: Tensor, values: Tensor, layout: CsrLayout) -> Tensor:
+def csr_input_gradient(dy: Tensor, values: Tensor, layout: CsrLayout | CsrSlots) -> Tensor:
     """dy [tokens, outputs] to dx [tokens, inputs]."""
     return dy @ layout.to_dense(values)
 
 
-def csr_weight_gradient(dy: Tensor, x: Tensor, layout: CsrLayout) -> Tensor:
+def csr_weight_gradient(dy: Tensor, x: Tensor, layout: CsrLayout | CsrSlots) -> Tensor:
     """The gradient of ``values``, in the type of x (at least float32)."""
     return layout.from_dense(_wide_product(dy.t(), x))
