@@ -43,12 +43,12 @@ def section(**options) -> SparsitySection:
 
 
 def tensors_of(layer: BlockLayer, seed: int = 0) -> BlockTensors:
-    """Values, moments and average of a whole layer; small integers among them, so that scores tie."""
+    """Values, moments, average and gradient of a whole layer; small integers among them, so that scores tie."""
     generator = torch.Generator().manual_seed(seed)
     shape = (*layer.columns.shape, layer.budget.unit, layer.budget.unit)
     values = torch.randint(-2, 3, shape, generator=generator).float()
-    first, second, average = (torch.randn(shape, generator=generator) for _ in range(3))
-    return BlockTensors(values, first, second.square(), average)
+    first, second, average, gradient = (torch.randn(shape, generator=generator) for _ in range(4))
+    return BlockTensors(values, first, second.square(), average, gradient)
 
 
 def gradient_of(budget: BlockBudget, seed: int = 1) -> torch.Tensor:
@@ -240,7 +240,7 @@ def test_counts_slots_and_reports(budget, options, prune_rate, seed):
         assert torch.equal(move.dropped, before[~stays]) and torch.equal(move.grown, after[~stays])
         assert torch.equal(tensors.values[move.kept], values[move.kept])
         assert not tensors.values[~move.kept].any() and not tensors.first_moment[~move.kept].any()
-        assert not tensors.average[~move.kept].any()
+        assert not tensors.average[~move.kept].any() and not tensors.gradient[~move.kept].any()
         assert bool((stays | ~move.kept).all())
         gone = int((table & ~layer.active()).sum())
         assert change.dropped == change.grown == gone and change.active == budget.active
