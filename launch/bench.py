@@ -67,7 +67,7 @@ from nt_pretrain.parallel.mesh import leave
 from nt_pretrain.sparsity.capabilities import capabilities, report
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what", choices=["step", "update", "checkpoint", "layer", "decode", "pictures", "images", "data"]
@@ -90,54 +90,68 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32_768], help="for `layer --device cuda`")
     parser.add_argument("--explain", action="store_true", help="`layer`: operations and bytes against measured peaks")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
     torch.set_num_threads(options.threads)
+    precisions = options.precision or ["fp32", "bf16"]
     results: list[dict[str, object]]
     if options.what == "data":
-        wanted = DataOptions(
-            options.text, options.jpegs, options.kind, options.vocab_size, options.sequence_length, options.mb
-        )
-        try:
-            results = [bench_data(wanted, options.repeats)]
-        except DataError as error:
-            print(error, file=sys.stderr)
-            sys.exit(3)
+        results = [_data(options)]
     elif options.what == "pictures":
-        results = [
-            bench_pictures(options.family, precision, options.repeats, options.batch)
-            for precision in options.precision or ["fp32", "bf16"]
-        ]
+        results = [bench_pictures(options.family, p, options.repeats, options.batch) for p in precisions]
     elif options.what == "images":
         results = [bench_images(name, jpegs, options.repeats) for name, jpegs in jpeg_sets(options.jpegs).items()]
-    elif options.what == "layer" and options.device == "cuda":
-        if not torch.cuda.is_available():
-            print(f"there is no CUDA device here; what runs:\n{report(capabilities())}", file=sys.stderr)
-            sys.exit(2)
-        results = []
-        for precision in options.precision or ["bf16"]:
-            results += bench_layer_gpu(precision, options.tokens, options.repeats, torch.device("cuda"))
     elif options.what == "layer":
-        compiled = False if options.plain_torch else None
-        results = []
-        for precision in options.precision or ["fp32", "bf16"]:
-            if options.convolutions:
-                pictures = [options.batch] if options.batch else [8, 32]
-                results += [bench_conv(precision, count, options.repeats, compiled) for count in pictures]
-                continue
-            results.append(bench_layer(precision, options.repeats, compiled))
-            if options.explain:
-                explain(results[-1], TYPES[precision])
+        results = _on_gpu(options) if options.device == "cuda" else _layers(options, precisions)
     elif options.what == "checkpoint":
         results = [bench_checkpoint(options.model, options.repeats)]
     elif options.what == "update":
-        results = [bench_update(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
+        results = [bench_update(options.model, p, options.repeats) for p in precisions]
     elif options.what == "decode":
-        results = [bench_decode(p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
+        results = [bench_decode(p, options.repeats) for p in precisions]
     else:
-        results = [bench_step(options.model, p, options.repeats) for p in options.precision or ["fp32", "bf16"]]
+        results = [bench_step(options.model, p, options.repeats) for p in precisions]
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     print("figures of the reference machine: docs/PERFORMANCE.md")
+
+
+def _data(options: argparse.Namespace) -> dict[str, object]:
+    wanted = DataOptions(
+        options.text, options.jpegs, options.kind, options.vocab_size, options.sequence_length, options.mb
+    )
+    try:
+        return bench_data(wanted, options.repeats)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)
+
+
+def _layers(options: argparse.Namespace, precisions: list[str]) -> list[dict[str, object]]:
+    compiled = False if options.plain_torch else None
+    results = []
+    for precision in precisions:
+        if options.convolutions:
+            pictures = [options.batch] if options.batch else [8, 32]
+            results += [bench_conv(precision, count, options.repeats, compiled) for count in pictures]
+            continue
+        results.append(bench_layer(precision, options.repeats, compiled))
+        if options.explain:
+            explain(results[-1], TYPES[precision])
+    return results
+
+
+def _on_gpu(options: argparse.Namespace) -> list[dict[str, object]]:
+    if not torch.cuda.is_available():
+        print(f"there is no CUDA device here; what runs:\n{report(capabilities())}", file=sys.stderr)
+        sys.exit(2)
+    results = []
+    for precision in options.precision or ["bf16"]:
+        results += bench_layer_gpu(precision, options.tokens, options.repeats, torch.device("cuda"))
+    return results
 
 
 if __name__ == "__main__":
