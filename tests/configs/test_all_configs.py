@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 WORLD_SIZES = {
     "quality": (1,),
+    "quality_units": (1,),
     "wrn28_cifar": (1,),
     "images_small": (1, 2),
     "llama1b": (8, 64),
