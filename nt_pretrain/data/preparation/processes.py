@@ -43,7 +43,12 @@ def work_through(tasks: Sequence[Task], workers: int, advance: Advance) -> None:
         waiting: set[Future[None]] = {pool.submit(_work, task) for task in tasks}
         told = 0
         try:
+            # The pool begins to watch a process only when something comes after that was started (Python 3.11 to 3.13):
+            # one that is killed before would never be missed.
+            after = pool.submit(_nothing)
             while waiting:
+                if after.done():
+                    after = pool.submit(_nothing)
                 if interrupted.is_set():
                     raise KeyboardInterrupt
                 ended, waiting = wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
@@ -100,6 +105,10 @@ _shared: tuple[Synchronized[int], c_bool] | None = None
 
 def _work(task: Task) -> None:
     task(_advance)
+
+
+def _nothing() -> None:
+    """A task that is done at once."""
 
 
 def _advance(units: int) -> None:
