@@ -33,7 +33,10 @@ def trained(rule: str, backend: str, world: int) -> Trace:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=[] if rule in ("gradient", "random in fp64") else [pytest.mark.long]) for rule in RULES],
+)
 def test_losses_are_the_masked_ones_over_updates_and_the_ranks_make_no_bit_of_difference(rule: str) -> None:
     masked, one, four = trained(rule, "masked", 1), trained(rule, "block", 1), trained(rule, "block", 4)
     wide = "fp64" in rule

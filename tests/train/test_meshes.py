@@ -62,9 +62,15 @@ def is_possible(unit: str, axes: dict[str, int]) -> bool:
     return unit != "single" or "tensor" not in axes
 
 
+def is_long(unit: str, mesh: str, axes: dict[str, int]) -> bool:
+    """Of what exists only where it is active, two meshes are tested every time."""
+    active_only = unit in ("sparse", "single")
+    return (unit != "weights" and "tensor" in axes) or (active_only and mesh not in ("2 replicate x 2 shard", "3 head"))
+
+
 MATRIX = [
     # Tensor ranks take ten times as long as others; their second unit is tested with what is long.
-    pytest.param(unit, mesh, marks=[pytest.mark.long] if unit != "weights" and "tensor" in axes else [])
+    pytest.param(unit, mesh, marks=[pytest.mark.long] if is_long(unit, mesh, axes) else [])
     for unit in UNITS
     for mesh, (_, axes) in MESHES.items()
     if is_possible(unit, axes)
