@@ -89,6 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for `layer` (%(default)s)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32_768], help="for `layer --device cuda`")
     parser.add_argument("--explain", action="store_true", help="`layer`: operations and bytes against measured peaks")
+    parser.add_argument("--figure", type=Path, help="draw all ratios with their spread to this file (extra `report`)")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     return parser.parse_args()
 
@@ -116,6 +117,11 @@ def main() -> None:
         results = [bench_step(options.model, p, options.repeats) for p in precisions]
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.figure:
+        from bench_figure import draw  # needs matplotlib, which machines to measure may lack
+
+        draw(results, options.figure)
+        print(f"drawn: {options.figure}")
     print("figures of the reference machine: docs/PERFORMANCE.md")
 
 

@@ -123,7 +123,7 @@ def plan_from(
 
 # Kernels have no types: triton makes them from what they are called with.
 @triton.jit
-def _fwd(  # type: ignore[no-untyped-def]
+def _fwd(  # type: ignore[no-untyped-def]  # arguments are Triton's pointers and constants
     x, values, columns, y, tokens, x_head, x_token, y_head, y_token, block_rows, block_columns, fan,
     B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +149,7 @@ def _fwd(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _dx(  # type: ignore[no-untyped-def]
+def _dx(  # type: ignore[no-untyped-def]  # arguments are Triton's pointers and constants
     dy, values, starts, positions, dx, tokens, y_head, y_token, x_head, x_token, block_rows, block_columns, fan,
     B: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -175,7 +175,7 @@ def _dx(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _dw(  # type: ignore[no-untyped-def]
+def _dw(  # type: ignore[no-untyped-def]  # arguments are Triton's pointers and constants
     dy, x, rows, columns, dw, blocks, tokens, per_split, y_head, y_token, x_head, x_token, block_rows, block_columns,
     B: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
