@@ -34,6 +34,7 @@ from nt_pretrain.observe.rundir import RunDir, Status
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
+from nt_pretrain.train.anneal import goes_on
 from nt_pretrain.train.begin import initial_state, phase_of
 from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.failures import exit_code_of, explained, words_of
@@ -82,7 +83,10 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         phase = phase_of(found, calendar, config)
         state = initial_state(phase, members, ranks) if found is None else fresh_state(phase.config, ranks)
         saved_as = identity(phase.config, members.tokenizer)
-        position = resume(state, found, phase.config, saved_as, ranks) if found else None
+        position = None
+        if found:
+            annealing = goes_on(phase, found.step - phase.before + 1)
+            position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
     meter = _meter(config, make_plan(phase.config, ranks.world), state, calendar.total_steps, ranks)
     observer = _observer(rundir, console, meter, config, state, calendar.total_steps, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:

@@ -132,14 +132,27 @@ def gradient_norm(
     return float(total.sqrt())
 
 
-def apply_gradients(optimizer: Optimizer, layers: list[SparseLayer], config: Config, ranks: Ranks, lr: float) -> float:
+def apply_gradients(
+    optimizer: Optimizer,
+    layers: list[SparseLayer],
+    config: Config,
+    ranks: Ranks,
+    lr: float,
+    drawn: dict[str, Tensor] | None = None,
+) -> float:
     """Mask, clip, step; returns the norm of the active gradient before clipping.
 
     A norm that is not finite is returned without a step.
+
+    Args:
+        drawn: the weights that this step has computed with, by layer, where these are not those of the topology.
     """
     gradients = optimizer.gradients()
     warm = config.sparsity.grown_moments == "warm"
-    active = {layer.name: layer.elements(layer.active) for layer in layers if layer.budget.active < layer.budget.units}
+    active = drawn
+    if active is None:
+        sparse = [layer for layer in layers if layer.budget.active < layer.budget.units]
+        active = {layer.name: layer.elements(layer.active) for layer in sparse}
     measured = dict(gradients)
     for name, flags in active.items():
         if warm:

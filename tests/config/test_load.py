@@ -174,8 +174,8 @@ def test_an_override_repairs_the_file(write) -> None:
         ),
         (
             "- run",
-            "x.yaml:1: must consist of sections (run, model, sparsity, method, data, optim, train, parallel, checkpoint, "
-            "eval, observe), each with lines 'key: value'",
+            "x.yaml:1: must consist of sections (run, model, sparsity, method, data, optim, train, parallel, "
+            "checkpoint, eval, observe), each with lines 'key: value'",
         ),
     ],
 )
