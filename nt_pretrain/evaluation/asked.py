@@ -10,6 +10,7 @@ from typing import Any
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.harms import Harm
+from nt_pretrain.evaluation.chosen import Chosen
 from nt_pretrain.evaluation.target import Target
 
 SECTIONS_WITHOUT_EFFECT = {"parallel", "checkpoint", "observe"}
@@ -52,13 +53,10 @@ class Options:
     norms: int = 0
 
 
-def asked_of(target: Target, config: Config, options: Options, harms: Sequence[Harm]) -> dict[str, Any]:
-    """What was asked for, as JSON: the same on any number of ranks and for any batch size.
-
-    Args:
-        config: the run's, with what the command line overrides.
-    """
-    return {
+def asked_of(chosen: Chosen, options: Options, harms: Sequence[Harm]) -> dict[str, Any]:
+    """What was asked for, as JSON: the same on any number of ranks and for any batch size."""
+    first, config = chosen.speakers[0], chosen.config
+    asked = {
         "share": options.share,
         "samples": config.eval.sequences or None,
         "norms": options.norms or None,
@@ -68,8 +66,13 @@ def asked_of(target: Target, config: Config, options: Options, harms: Sequence[H
         "harms": list(dict.fromkeys(harm.name for harm in harms)),
         "domains": list(options.domains),
         "precision": config.train.precision,
-        "overrides": _overrides(target, config, other_data=options.data is not None),
+        "overrides": _overrides(first.target, config, other_data=options.data is not None),
     }
+    if chosen.manifest is None:
+        return asked
+    members = [{"name": each.name, "heads": list(each.heads), "sha256": each.listed.sha256 if each.listed else ""}
+               for each in chosen.speakers]  # fmt: skip
+    return asked | {"members": members}
 
 
 def _overrides(target: Target, config: Config, *, other_data: bool) -> dict[str, Any]:
