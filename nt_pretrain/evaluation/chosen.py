@@ -78,6 +78,33 @@ class Chosen:
         """Names of all that speak."""
         return [voice for speaker in self.speakers for voice in speaker.voices]
 
+    def only(self, head: int) -> Chosen:
+        """One voice alone, by its number among all.
+
+        Raises:
+            ConfigErrors: there is none of this number.
+        """
+        pairs = [(speaker, each) for speaker in self.speakers for each in speaker.heads]
+        if 0 <= head < len(pairs):
+            speaker, number = pairs[head]
+            return replace(self, speakers=[replace(speaker, heads=(number,))])
+        if self.manifest is None:
+            raise ConfigErrors([f"--head {head}: there is none; the run has heads 0 to {len(pairs) - 1}"])
+        listed = ", ".join(f"{at} {voice}" for at, voice in enumerate(self.voices))
+        raise ConfigErrors([f"--head {head}: there is none; the ensemble has heads {listed}"])
+
+    def member(self, name: str) -> Chosen:
+        """The heads of one member alone.
+
+        Raises:
+            ConfigErrors: there is no such member.
+        """
+        found = [speaker for speaker in self.speakers if speaker.name == name and name]
+        if not found:
+            what = ", ".join(each.name for each in self.speakers) if self.manifest else "none: it is one checkpoint"
+            raise ConfigErrors([f"--member {name}: there is none; members are {what}"])
+        return replace(self, speakers=found)
+
 
 def chosen_of(words: str, overrides: Sequence[str], *, data: str | None, samples: int) -> Chosen:
     """What ``words`` name: an ``ensemble.json``, a folder that holds one, a run, or a checkpoint.

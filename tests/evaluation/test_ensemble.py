@@ -17,14 +17,14 @@ from nt_pretrain.evaluation.run import run
 from nt_pretrain.methods.manifest import NAME
 from nt_pretrain.parallel.mesh import connect
 from tests.conftest import Corpus
-from tests.evaluation.members import ensemble_of, write_members
+from tests.evaluation.members import CHECKPOINT, ensemble_of, write_members
 from tests.evaluation.test_run import launch
 from tests.gloo import run_ranks
 
 pytestmark = pytest.mark.timeout(300)
 
 TINY = "configs/tiny.yaml"
-STEP = "checkpoints/step_00000003"
+
 MEMBERS = {
     "first": ["model.heads=1", "model.blocks_in_head=0"],
     "twin": ["model.heads=1", "model.blocks_in_head=1", "run.seed=1"],
@@ -132,7 +132,7 @@ def test_the_command_takes_a_run_with_an_ensemble_and_says_so(folder: Path, tmp_
     assert done.stdout.splitlines()[-1].startswith(f"next: python launch/report.py {run_folder}")
     record = json.loads((run_folder / "evaluation" / "ensemble" / "evaluation.json").read_text())
     assert record["voices"] == ["own", "twin"]
-    one = chosen_of(str(run_folder / STEP), [], data=None, samples=0)
+    one = chosen_of(str(run_folder / CHECKPOINT), [], data=None, samples=0)
     assert one.manifest is None and one.voices == ["head_0"]
 
 
@@ -152,12 +152,12 @@ def test_members_that_are_not_what_was_listed(folder: Path, tmp_path: Path) -> N
         chosen_of(str(manifest), [], data=None, samples=0)
 
     choose()
-    shutil.rmtree(tmp_path / "members" / "twin" / STEP)
-    shutil.copytree(folder / "members" / "first" / STEP, tmp_path / "members" / "twin" / STEP)
+    shutil.rmtree(tmp_path / "members" / "twin" / CHECKPOINT)
+    shutil.copytree(folder / "members" / "first" / CHECKPOINT, tmp_path / "members" / "twin" / CHECKPOINT)
     with pytest.raises(CheckpointError, match=r"member b: .* is not the checkpoint that was put into the ensemble"):
         choose()
-    (tmp_path / "members" / "twin" / STEP / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match="member b: .*manifest.json is damaged"):
+    (tmp_path / "members" / "twin" / CHECKPOINT / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"member b: .*manifest.json is damaged"):
         choose()
     shutil.rmtree(tmp_path / "members" / "twin")
     with pytest.raises(CheckpointError, match=r"member b: there is no .*members/twin/config.yaml"):

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from nt_pretrain.data.tokenizer import load_tokenizer
+from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.generate import Wanted, prompt_tokens, run
 from nt_pretrain.evaluation.load import find, load
 from nt_pretrain.evaluation.sampling import Sampling, pooled
-from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.models.llama import make_context
 from nt_pretrain.parallel.mesh import connect
 from tests.conftest import Corpus
@@ -50,14 +50,13 @@ def both_rank(
     rank: int, world: int, words: str, head: int | None, average: bool, tokens: int
 ) -> tuple[str, list[str], str]:
     """What is written and told; and the most likely text by whole forward passes of the model that FSDP2 holds."""
-    target = target_of(words)
-    config = config_of(target, [], data=None, samples=0)
+    chosen = chosen_of(words, [], data=None, samples=0)
+    target, config = chosen.speakers[0].target, chosen.config
     ranks = connect(config)
     text: list[str] = []
     told: list[str] = []
     run(
-        target,
-        config,
+        chosen,
         Wanted(PROMPT, tokens, Sampling(temperature=0.0), head, average),
         ranks,
         text.append,
