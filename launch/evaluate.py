@@ -63,6 +63,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="N",
         help="pictures: first measure the running statistics of batch norms again, on N training pictures",
     )
+    parser.add_argument(
+        "--dropout", type=share, metavar="RATE", help="MC dropout: every pass with other hidden units dropped at RATE"
+    )
+    parser.add_argument("--passes", type=count, default=8, metavar="T", help="with --dropout (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation/step_N in the run's folder")
     return parser.parse_intermixed_args(arguments)
 
@@ -89,6 +93,7 @@ def main(arguments: list[str]) -> int:
     options = Options(
         out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood, average=asked.average,
         harms=asked.robustness, domains=tuple(asked.domain), norms=asked.norms,
+        dropout=None if asked.dropout is None else (asked.dropout, asked.passes),
     )  # fmt: skip
     timeout = 0
     try:

@@ -40,6 +40,7 @@ class Options:
         foreign: a prepared corpus whose samples are to be told from those of the run's, or None.
         harms: names of harms with commas between, or "all"; None for none.
         domains: prepared corpora to measure beside the run's own.
+        dropout: rate and passes of MC dropout, or None.
         norms: training pictures on which running statistics of batch norms are measured again; 0: they stay.
     """
 
@@ -51,6 +52,7 @@ class Options:
     harms: str | None = None
     domains: tuple[str, ...] = ()
     norms: int = 0
+    dropout: tuple[float, int] | None = None
 
 
 def asked_of(chosen: Chosen, options: Options, harms: Sequence[Harm]) -> dict[str, Any]:
@@ -68,6 +70,8 @@ def asked_of(chosen: Chosen, options: Options, harms: Sequence[Harm]) -> dict[st
         "precision": config.train.precision,
         "overrides": _overrides(first.target, config, other_data=options.data is not None),
     }
+    if options.dropout is not None:
+        asked["dropout"] = {"rate": options.dropout[0], "passes": options.dropout[1]}
     if chosen.manifest is None:
         return asked
     members = [{"name": each.name, "heads": list(each.heads), "sha256": each.listed.sha256 if each.listed else ""}

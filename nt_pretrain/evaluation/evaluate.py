@@ -104,7 +104,9 @@ def evaluate(
         whole, calibration = _measure(voices, data, ranks, progress), None
     else:
         whole, calibration = _measure_both(voices, data, ranks, held, temperatures, progress)
-    overlap, left_out = topology_overlap(chosen.speakers, loaded, ranks)
+    # Passes of MC dropout have the topology of their network.
+    is_plain = voices.count == len(chosen.voices)
+    overlap, left_out = topology_overlap(chosen.speakers, loaded, ranks) if is_plain else (None, "")
     notes += [left_out] if left_out else []
     return Evaluation(
         chosen=chosen,

@@ -23,6 +23,7 @@ from nt_pretrain.evaluation.evaluate import Evaluation, Progress, evaluate
 from nt_pretrain.evaluation.harmed import harms_named, robustness_of
 from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.norms import measure_norms_again
+from nt_pretrain.evaluation.passes import with_passes
 from nt_pretrain.evaluation.place import RECORD, free_folder, remove_figures
 from nt_pretrain.evaluation.record import record_of, to_text
 from nt_pretrain.evaluation.speakers import find_all, load_all, voices_of
@@ -62,6 +63,8 @@ def run(chosen: Chosen, options: Options, ranks: Ranks, tell: Callable[[str], No
         _other_set("--domain", domain, config, ranks)
     loaded = load_all(checkpoints, chosen, ranks, average=options.average)
     voices = voices_of(chosen, loaded)
+    if options.dropout is not None:
+        voices = with_passes(voices, *options.dropout)
     with shown_progress() if ranks.rank == 0 else contextlib.nullcontext(_silent) as progress:
         if options.norms:
             loaded = _with_norms(loaded, chosen, ranks, options.norms, progress)
@@ -97,6 +100,7 @@ def _place(
     """Choose the folder and write the record into it, in the place of one that was asked for alike."""
     name = folder_name(found.checkpoints[0].step) if chosen.manifest is None else "ensemble"
     name += "-average" if options.average else ""
+    name += f"-dropout-{options.dropout[0]:g}x{options.dropout[1]}" if options.dropout is not None else ""
     if options.data is not None:
         name += f"-{Path(options.data.rstrip('/')).name}"
     out, why = free_folder(chosen.home.evaluation / name, asked) if options.out is None else (options.out, "")

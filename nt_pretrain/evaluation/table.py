@@ -75,6 +75,8 @@ def _heading(record: dict[str, Any]) -> Text:
     norms = f", running statistics measured again on {again:,} training pictures" if again else ""
     of = record.get("ensemble_of")
     who = f"{record['run']}, ensemble of {len(of)}" if of else f"{record['run']}, step {record['step']:,}"
+    if drop := record["asked"].get("dropout"):
+        who += f", {drop['passes']} passes with units dropped at rate {drop['rate']:g}"
     return Text(f"{who}{average}{norms}: {samples:,} {data['units']} of {where}{first}{lost}")
 
 
