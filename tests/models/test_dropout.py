@@ -64,7 +64,7 @@ def test_a_dropped_unit_is_gone_and_the_others_are_scaled() -> None:
             weight = site.module.weight
             mask = kept(drop, site.name, weight.shape[1] // site.width, weight.device)[0]
             assert int((~mask).sum()) > 0 or site.width == 8
-            weight.mul_(mask.repeat_interleave(site.width) / 0.7)
+            weight.mul_(mask.repeat_interleave(site.width).double() / 0.7)
     torch.testing.assert_close(logits(model, tokens), dropped, rtol=1e-12, atol=1e-12)
 
 
