@@ -122,6 +122,8 @@ def chosen_of(words: str, overrides: Sequence[str], *, data: str | None, samples
         config = config_of(target, overrides, data=data, samples=samples)
         return Chosen(target.rundir, [Speaker("", target, config, tuple(range(config.model.heads)))])
     ensemble = read_ensemble(path)
+    if not ensemble.members:
+        raise ConfigErrors([f"{path}: no member yet; the run that makes them has not come to its first"])
     if not any(each.startswith("eval.ensemble=") for each in overrides):
         overrides = [*overrides, f"eval.ensemble={ensemble.combiner}"]
     speakers = [_speaker(path, member, overrides, data, samples) for member in ensemble.members]
@@ -137,12 +139,20 @@ def chosen_of(words: str, overrides: Sequence[str], *, data: str | None, samples
 
 
 def ensemble_path(words: str) -> Path | None:
-    """The ``ensemble.json`` that ``words`` name, by itself or by the folder it lies in; None: they name none."""
+    """The ``ensemble.json`` that ``words`` name, by itself or by the folder it lies in; None: they name none.
+
+    Raises:
+        ConfigErrors: the one in the folder cannot be read.
+    """
     path = Path(words)
     if path.name == manifest.NAME:
         return path
     inside = path / manifest.NAME
-    return inside if inside.is_file() else None
+    if not inside.is_file():
+        return None
+    members = read_ensemble(inside).members
+    # A run whose one member is itself, or that has left none yet, is measured as any run.
+    return None if not members or [each.path for each in members] == ["."] else inside
 
 
 def misfits(speakers: Sequence[Speaker], where: Path | str, *, data_named: bool) -> list[str]:

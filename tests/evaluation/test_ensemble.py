@@ -134,6 +134,10 @@ def test_the_command_takes_a_run_with_an_ensemble_and_says_so(folder: Path, tmp_
     assert record["voices"] == ["own", "twin"]
     one = chosen_of(str(run_folder / CHECKPOINT), [], data=None, samples=0)
     assert one.manifest is None and one.voices == ["head_0"]
+    # A run that is its own one member is measured as any run.
+    ensemble_of(run_folder, {"dense": "."})
+    assert chosen_of(str(run_folder), [], data=None, samples=0).manifest is None
+    assert chosen_of(str(run_folder / NAME), [], data=None, samples=0).voices == ["dense"]
 
 
 def changed(path: Path, **values: Any) -> Path:
