@@ -55,7 +55,9 @@ def _problems(config: Config, world_size: int | None) -> list[str]:
     found = family_problems(config) + ([] if config.model.sees_pictures else _model(config))
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) if not found else []
-    found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
+    found += (
+        _dropout(config) + _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
+    )
     return found + data_problems(config) + _optimizer(config) + _paths(config)
 
 
@@ -208,6 +210,15 @@ def _groups(config: Config, shapes: Shapes) -> list[str]:
         for group in config.sparsity.group_density
         if group not in sparse
     ]
+
+
+def _dropout(config: Config) -> list[str]:
+    if config.model.dropout and config.parallel.compile:
+        return [
+            f"model.dropout: {config.model.dropout} does not go with parallel.compile, which fixes what a block "
+            "computes; leave one out"
+        ]
+    return []
 
 
 def _schedules(config: Config) -> list[str]:

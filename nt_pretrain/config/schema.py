@@ -34,7 +34,7 @@ class RunSection(Section):
 class ModelSection(Section):
     """A network cut into one trunk and M heads. Head m owns its last blocks, final norm and output layer.
 
-    Of the options after ``blocks_in_head`` those of the other family may not be given.
+    Of the options after ``dropout`` those of the other family may not be given.
     """
 
     family: Literal["llama", "resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"] = Field(
@@ -45,6 +45,11 @@ class ModelSection(Section):
         0,
         description="Blocks each head owns. 0: norm and output only; all blocks: a deep ensemble, embeddings or stems "
         "too.",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Chance of every hidden unit (of feed-forward layers, attention heads, channels inside of residual "
+        "blocks) to be dropped for a sample, in training.",
     )
     vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
     hidden: Positive = Field(768, description="Text: width of the residual stream.")

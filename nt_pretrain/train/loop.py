@@ -20,6 +20,7 @@ from nt_pretrain.train import readings
 from nt_pretrain.train.anneal import drawn_masks, settle, target_only
 from nt_pretrain.train.change import change_topology, growth_scores
 from nt_pretrain.train.checkpoints import Checkpoints
+from nt_pretrain.train.dropout import step_dropout
 from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
 from nt_pretrain.train.observer import Observer
@@ -71,8 +72,10 @@ def train(parts: Parts) -> ExitCode:
             batch = parts.quarantine.next_batch(batches, step)
         watchdog.at(step, "computing gradients")
         scores = growth_scores(state, config, ranks, step_in)
+        inputs = inputs_of(batch, config, ranks)
+        drop = step_dropout(config, step, inputs.samples, ranks)
         with drawn_masks(state, phase, step_in) as drawn:
-            losses = accumulate_gradients(state.model, config, inputs_of(batch, config, ranks), ranks, scores)
+            losses = accumulate_gradients(state.model, config, inputs, ranks, scores, drop)
         if is_update_step(config, step_in):
             watchdog.at(step, "updating topologies")
             observer.topology_changed(step, *_update_topology(parts, config, step_in, scores))

@@ -194,7 +194,7 @@ def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
     sparsity = config.sparsity.model_dump(mode="json")
     others = OF_TEXT["model"] if config.model.sees_pictures else ("family", *OF_PICTURES["model"])
     return {
-        "model": config.model.model_dump(mode="json", exclude=set(others)),
+        "model": config.model.model_dump(mode="json", exclude={*others, "dropout"}),
         "optimizer": {"algorithm": config.optim.algorithm},
         "sparsity": {key: sparsity[key] for key in keys},
         "tokenizer": tokenizer_sha256,
