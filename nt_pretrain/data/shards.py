@@ -3,7 +3,8 @@
 A shard is a plain WebDataset tar: members ``00000000.jsonl`` hold up to 256 rows ``{"text": ...}``, members
 ``00000000.tokens`` up to 256 documents of token numbers. ``NAME.idx.npy`` beside it holds offset, size and CRC-32 of
 every document inside the tar, so a document is one positioned read, whatever came before. Shards of pictures
-(``image_shards``) have an index with a label more and are read in the same way, a picture in the place of a document.
+and rows (``labelled_shards``) have an index with a label more and are read in the same way, a sample in the place of a
+document.
 """
 
 from __future__ import annotations

@@ -53,12 +53,12 @@ class Timing:
 
 def check(config: Config, wanted: Wanted, *, world: int) -> None:
     """Raises:
-    ConfigErrors: the run is of pictures, has no such head, or there are several ranks.
+    ConfigErrors: the run is not of text, has no such head, or there are several ranks.
     """
     model = config.model
     wrong = [f"{world} ranks were started; text is written by one process, without torchrun"] if world > 1 else []
-    if model.sees_pictures:
-        wrong.append(f"model.family {model.family} reads pictures; only runs of text can write")
+    if model.classifies:
+        wrong.append(f"model.family {model.family} reads {model.data}; only runs of text can write")
     if wanted.head is not None and not 0 <= wanted.head < model.heads:
         wrong.append(f"--head {wanted.head}: there is none; the run has heads 0 to {model.heads - 1}")
     if wrong:
