@@ -12,7 +12,7 @@ from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.manifest import Manifest, ShardEntry
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.rows import decoded
-from nt_pretrain.data.shards import LABELLED, Shard
+from nt_pretrain.data.shards import Shard
 from nt_pretrain.data.storage.store import Folder, Store
 from nt_pretrain.data.text import LOST
 from nt_pretrain.data.tokenizer import Tokenizer, token_dtype
@@ -133,8 +133,7 @@ class Split:
     def _labelled(self, shard: int, document: int, what: str) -> tuple[bytes, int]:
         content = self.content(shard, document)
         opened = self._open[shard]
-        labels = opened.index["label"] if opened.index.dtype == LABELLED else np.array([], np.uint32)
-        label = int(labels[document]) if len(labels) else -1
+        label = opened.label(document)
         if not 0 <= label < len(self.manifest.classes):
             words = f"{opened.name}: {what} {document} has label {label} of {len(self.manifest.classes)} classes"
             raise BadInput("not a label", words, of_document=True)
