@@ -121,7 +121,8 @@ class SparsitySection(Section):
         "the heads but their embedding and output layers.",
     )
     group_density: dict[
-        Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "linear", "output"], Density
+        Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "linear", "output"],
+        Density,
     ] = Field(default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget.")
     unit: Literal[1, 16, 32, 64, 128] = Field(
         1,

@@ -55,7 +55,8 @@ class Split:
         manifest = manifest or place.manifest()
         if manifest.kind != "text":
             raise DataError(
-                f"{place.location} holds {manifest.kind}, and this model is trained on text; set data.path to prepared text"
+                f"{place.location} holds {manifest.kind}, and this model is trained on text; set data.path to prepared "
+                "text"
             )
         if manifest.format == "tokens" and manifest.tokenizer == tokenizer.sha256:
             if np.dtype(manifest.dtype) != token_dtype(tokenizer):

@@ -44,8 +44,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens (of rows ``dtype`` is that
-    of their numbers), ``classes`` and ``class_names`` unless they hold pictures or rows, ``features`` is 0 unless rows.
+    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens (of rows ``dtype`` is
+    that of their numbers), ``classes`` and ``class_names`` unless they hold pictures or rows, ``features`` is 0 unless
+    rows.
 
     ``classes`` are sorted; a sample's label is a place in them. ``class_names`` are for people, one a class or none.
     ``problems`` counts what was left out of the sources, or mended, for both splits together.

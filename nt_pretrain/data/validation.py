@@ -121,7 +121,8 @@ def validation_samples(
 
 @dataclass
 class _Labelled(Dataset[Any]):
-    """Validation batches of one rank by number: (pixels [S, H, W, 3] or rows [S, features], labels [S], what is wrong).
+    """Validation batches of one rank by number: (pixels [S, H, W, 3] or rows [S, features], labels [S], what is
+    wrong).
     """
 
     config: Config

@@ -22,7 +22,8 @@ WEIGHT_DROPOUT = "weight_dropout"
 class Harm:
     """One harm at one of five severities.
 
-    ``amount``: constants of a corruption, the standard deviation of noise on rows, the share of characters hit, or the share of weights dropped.
+    ``amount``: constants of a corruption, the standard deviation of noise on rows, the share of characters hit, or the
+    share of weights dropped.
     """
 
     kind: Kind
@@ -40,9 +41,7 @@ def harms_of(names: Sequence[str] = (), *, data: schema.Kind) -> list[Harm]:
     Raises:
         ValueError: a name is not known, or is of the other kind of data.
     """
-    inputs: Amounts = {
-        name: ("corruption", corruption.amounts) for name, corruption in CORRUPTIONS.items()
-    }
+    inputs: Amounts = {name: ("corruption", corruption.amounts) for name, corruption in CORRUPTIONS.items()}
     typing: Amounts = {name: ("typing", tuple((rate,) for rate in RATES)) for name in KINDS}
     noise: Amounts = {GAUSSIAN_NOISE: ("corruption", tuple((deviation,) for deviation in DEVIATIONS))}
     by_data: dict[schema.Kind, Amounts] = {"text": typing, "pictures": inputs, "rows": noise}

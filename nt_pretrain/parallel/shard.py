@@ -1,7 +1,8 @@
 """The one place that puts a plain model onto a mesh: cuts, FSDP2 units, precision, materialised values.
 
-Units are the trunk's blocks, each head's blocks, the rest of the trunk and the rest of each head. Trunk and heads are
-roots of their own, because the step calls them one by one. A rank holds the trunk and the heads of its group only.
+Units are the trunk's blocks, each head's blocks, the rest of the trunk and the rest of each head; of networks for rows,
+whose blocks are one matrix each, the whole trunk and each whole head. Trunk and heads are roots of their own, because
+the step calls them one by one. A rank holds the trunk and the heads of its group only.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
             _recompute(block, config.parallel.activation_checkpoint)
             if config.parallel.compile:
                 block.compile()
-        _shard(root, blocks, config, mesh["replicate", "shard"] if ranks.sizes.replicate > 1 else mesh["shard"])
+        units = [] if isinstance(root, MlpTrunk | MlpHead) else blocks
+        _shard(root, units, config, mesh["replicate", "shard"] if ranks.sizes.replicate > 1 else mesh["shard"])
     return model
 
 

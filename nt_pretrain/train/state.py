@@ -40,8 +40,8 @@ class TrainState:
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
     sparse layers of the model. With ``sparsity.backend: block`` topologies are those of ``blocks`` or, of single
     weights, ``singles``; ``layers`` are then only those without inactive weights, which stay dense beside the latter.
-    ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens, pictures or rows), ``seconds`` the time
-    of all attempts.
+    ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens, pictures or rows), ``seconds`` the
+    time of all attempts.
     """
 
     model: MultiHead

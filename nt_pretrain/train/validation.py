@@ -112,7 +112,9 @@ def text_batches(config: Config, ranks: Ranks) -> Iterator[Inputs]:
 
 
 def labelled_batches(config: Config, ranks: Ranks, change: Change | None = None) -> Iterator[Inputs]:
-    """Validation pictures or rows of this rank, changed by ``change``, read as they are needed. Every batch is collective."""
+    """Validation pictures or rows of this rank, changed by ``change``, read as they are needed. Every batch is
+    collective.
+    """
     batches = iter(validation_samples(config, rank=ranks.data_rank, world=ranks.sizes.data, change=change))
     while (batch := on_all(ranks, lambda: next(batches, None))) is not None:
         yield Inputs.of_labelled(*batch)

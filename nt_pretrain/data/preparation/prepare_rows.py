@@ -49,7 +49,9 @@ class RowRecipe:
 
     @property
     def split_rule(self) -> str:
-        held = "validation rows are given" if self.validation_share is None else f"share {self.validation_share} by hash"
+        held = (
+            "validation rows are given" if self.validation_share is None else f"share {self.validation_share} by hash"
+        )
         return held + (", standardised" if self.standardise else "")
 
 

@@ -64,7 +64,9 @@ def _read_csv(path: Path, label: str | None) -> tuple[np.ndarray, np.ndarray]:
     names = [name.strip() for name in lines[0][1]]
     headed = not all(_is_number(name) for name in names[:-1])
     if label is not None and (not headed or label not in names):
-        raise DataError(f"{path}: no column is called {label!r}" + (f"; there are {', '.join(names)}" if headed else ""))
+        raise DataError(
+            f"{path}: no column is called {label!r}" + (f"; there are {', '.join(names)}" if headed else "")
+        )
     wanted = label or "label"
     column = names.index(wanted) if headed and wanted in names else len(names) - 1
     features, labels = [], []
