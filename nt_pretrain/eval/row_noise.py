@@ -29,4 +29,5 @@ class RowNoise:
     def __call__(self, row: Tensor, sample: int) -> Tensor:
         """The row, fp32 [features], with noise."""
         key = key_of(self.seed, "corruption", self.name, self.severity, sample)
-        return row + normal(key, torch.arange(len(row))).mul_(DEVIATIONS[self.severity - 1])
+        noise = normal(key, torch.arange(len(row))).mul_(DEVIATIONS[self.severity - 1])
+        return (row + noise).to(row.dtype)

@@ -30,9 +30,8 @@ def write_npz(path: Path, count: int, seed: int = 0) -> Path:
 
 def prepared(folder: Path, train: int = 96, validation: int = 40, shard_bytes: int = 64_000_000) -> Path:
     """Shards of ``train`` and ``validation`` rows."""
-    tables = [
-        read_table(write_npz(folder / f"{seed}.npz", count, seed)) for seed, count in ((0, train), (1, validation))
-    ]
+    files = [write_npz(folder / f"{seed}.npz", count, seed) for seed, count in enumerate((train, validation))]
+    tables = [read_table(file) for file in files]
     recipe = RowRecipe("clouds", shard_bytes=shard_bytes, standardise=True)
     prepare_rows(tables[0], tables[1], folder / "clouds", recipe)
     return folder / "clouds"

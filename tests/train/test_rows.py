@@ -60,7 +60,7 @@ def test_two_ranks_killed_and_resumed_by_one_equal_two_undisturbed(config: Path,
 
 def test_the_run_learns_and_measures_what_runs_of_pictures_do(whole: Path) -> None:
     losses = [line["train/loss"] for line in launches.training_lines(whole)]
-    assert losses[-1] < 0.5 * losses[0]
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
     (row,) = [line for line in read_lines(RunDir(whole).metrics) if "validation/loss_ensemble" in line]
     for name in ("loss", "accuracy", "brier", "ece", "ece_classwise", "aurc"):
         assert {f"validation/{name}_{member}" for member in ("head_0", "head_1", "ensemble")} <= row.keys(), name

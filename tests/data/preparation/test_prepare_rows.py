@@ -19,7 +19,10 @@ from tests.data.rowsets import numbers, write_npz
 
 def write_csv(path: Path, *, header: bool = True, extra: str = "") -> Path:
     features, labels = numbers(60)
-    lines = [",".join([*(f"{number:.6g}" for number in row), f"kind {label}"]) for row, label in zip(features, labels)]
+    lines = [
+        ",".join([*(f"{number:.6g}" for number in row), f"kind {label}"])
+        for row, label in zip(features, labels, strict=True)
+    ]
     head = ["a,b,c,d,e,f,what"] if header else []
     path.write_text("\n".join([*head, *lines]) + "\n" + extra)
     return path
@@ -79,12 +82,10 @@ def test_rows_without_a_number_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_the_command_line_prepares_verifies_and_inspects(tmp_path: Path) -> None:
     out = str(tmp_path / "rows")
-    made = command("launch/prepare.py", "rows", str(write_csv(tmp_path / "a.csv")), "--out", out, "--standardise")
+    prepare = ["launch/prepare.py", "rows", str(write_csv(tmp_path / "a.csv")), "--out", out, "--standardise"]
+    made = command(*prepare)
     assert "rows in 1 shard" in made.stdout and "model.features=6 model.classes=3" in made.stdout
-    assert (
-        "is prepared already"
-        in command("launch/prepare.py", "rows", str(tmp_path / "a.csv"), "--out", out, "--standardise").stdout
-    )
+    assert "is prepared already" in command(*prepare).stdout
     assert "every shard is what its manifest lists" in command("launch/prepare.py", "verify", out).stdout
     seen = command("launch/prepare.py", "inspect", out).stdout
     assert "kind 2: " in seen and "6 features:" in seen and "deviation 1," in seen
