@@ -120,7 +120,7 @@ def inputs_of(batch: Batch, config: Config, ranks: Ranks) -> Inputs:
     """What this rank's samples are as inputs and targets, on its device."""
     # Sent as they came: token numbers are half as wide, and from pinned memory the copy runs beside the computation.
     first, second = (array.to(ranks.device, non_blocking=True) for array in batch.arrays)
-    return (Inputs.of_pictures if config.model.sees_pictures else Inputs.of_text)(first, second)
+    return (Inputs.of_labelled if config.model.classifies else Inputs.of_text)(first, second)
 
 
 def _update_topology(

@@ -206,8 +206,8 @@ def _console(config: Config, total_steps: int, ranks: Ranks) -> Console:
 
 
 def _tokenizer_hash(config: Config) -> str:
-    """sha256 of the tokenizer; empty for pictures."""
-    return "" if config.model.sees_pictures else load_tokenizer(config.data.tokenizer).sha256
+    """sha256 of the tokenizer; empty where there is none."""
+    return "" if config.model.classifies else load_tokenizer(config.data.tokenizer).sha256
 
 
 def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoader:
