@@ -7,7 +7,7 @@ from nt_pretrain.models.network import vision_of
 
 OF_TEXT = {
     "model": (
-        "vocab_size", "hidden", "intermediate", "layers", "attention_heads", "kv_heads", "rope_base", "norm_eps",
+        "vocab_size", "hidden", "intermediate", "ffn", "layers", "attention_heads", "kv_heads", "rope_base", "norm_eps",
         "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
     ),
     "data": ("tokenizer", "sequence_length", "packing"),

@@ -54,7 +54,12 @@ class ModelSection(Section):
     )
     vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
     hidden: Positive = Field(768, description="Text: width of the residual stream.")
-    intermediate: Positive = Field(2048, description="Text: width of the SwiGLU feed-forward layer.")
+    intermediate: Positive = Field(2048, description="Text: hidden units of the feed-forward layer.")
+    ffn: Literal["swiglu", "relu", "relu2"] = Field(
+        "swiglu",
+        description="Text: the feed-forward layer. swiglu: three matrices; relu, relu2: two, with ReLU or its square "
+        "between them, whose hidden units can be exactly 0.",
+    )
     layers: Positive = Field(12, description="Text: blocks on the path of one head: trunk blocks plus blocks_in_head.")
     attention_heads: Positive = Field(12, description="Text: attention heads of a block; must divide hidden.")
     kv_heads: Positive | None = Field(

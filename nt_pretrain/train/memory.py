@@ -221,14 +221,15 @@ def saved_per_token_of_block(model: ModelSection, recompute: str = "none", tenso
     """Elements that one block saves for its backward per token, on one of ``tensor`` ranks that share it.
 
     Input, normalised and scaled input of both norms (6 hidden), query and attention output (2 hidden), key and value,
-    and gate, its activation, up and their product (4 intermediate). Tensor ranks divide all of it, but each keeps what
-    it gathered for its products (2 hidden).
+    and of SwiGLU gate, its activation, up and their product (4 intermediate), of ReLU its output, and its square where
+    it is squared. Tensor ranks divide all of it, but each keeps what it gathered for its products (2 hidden).
 
     Args:
         recompute: as ``parallel.activation_checkpoint``; then only inputs of what is computed again are kept.
     """
     kv_width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
-    attention, ffn = 5 * model.hidden + 2 * kv_width, 3 * model.hidden + 4 * model.intermediate
+    inside = {"swiglu": 4, "relu": 1, "relu2": 2}[model.ffn] * model.intermediate
+    attention, ffn = 5 * model.hidden + 2 * kv_width, 3 * model.hidden + inside
     gathered = model.hidden if tensor > 1 else 0
     if recompute == "full":
         return model.hidden / tensor
