@@ -17,6 +17,7 @@ from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config, OptimSection
+from nt_pretrain.config.stripping import stripping_problems
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.block_budget import layer_budgets
@@ -31,7 +32,7 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     """
     found = family_problems(config) + ([] if config.model.sees_pictures else _model(config))
     # Shapes of an impossible model would only repeat the message.
-    found += _sparsity(config) if not found else []
+    found += _sparsity(config) + stripping_problems(config) if not found else []
     found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
     return found + data_problems(config) + _optimizer(config) + _paths(config)
 

@@ -152,6 +152,25 @@ class SparsitySection(Section):
     )
 
 
+class StrippingSection(Section):
+    """Synaptic stripping (arXiv 2302.05818), beside whatever else the run does: hidden units behind a ReLU that are
+    never active lose their most negative incoming weights, for good.
+    """
+
+    every_steps: NonNegative = Field(0, description="Steps between removals; 0: no stripping.")
+    window_steps: NonNegative = Field(
+        0, description="Training steps before each removal whose activity counts; 0: all since the one before."
+    )
+    quantile: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05,
+        description="Of a dead unit's active incoming weights those below this quantile, signs included, are removed. "
+        "0: none, dead units are only counted.",
+    )
+    threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="A unit is dead that is active for no larger share of the tokens or pixels. 0: for none."
+    )
+
+
 class OptimSection(Section):
     """AdamW or SGD. Norms and biases are never decayed."""
 
@@ -348,6 +367,7 @@ class Config(Section):
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection = Field(default_factory=ModelSection)
     sparsity: SparsitySection = Field(default_factory=SparsitySection)
+    stripping: StrippingSection = Field(default_factory=StrippingSection)
     data: DataSection = Field(default_factory=DataSection)
     optim: OptimSection = Field(default_factory=OptimSection)
     train: TrainSection = Field(default_factory=TrainSection)

@@ -1,4 +1,4 @@
-"""The LLaMA block: RMSNorm, rotary causal attention (grouped-query), SwiGLU or ReLU. Plain modules, no distributed code.
+"""The LLaMA block: RMSNorm, rotary causal attention (grouped-query), SwiGLU or ReLU. Plain modules, one process.
 
 Source: Touvron et al. 2023 (arXiv 2302.13971); rotary embedding Su et al. 2021 (arXiv 2104.09864), half-split form.
 Shape letters: B sequences, T tokens, H hidden, A attention heads, K key/value heads, D head dimension.

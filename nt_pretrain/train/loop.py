@@ -26,6 +26,7 @@ from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
+from nt_pretrain.train.stripping import Stripping
 from nt_pretrain.train.validation import Validated
 
 
@@ -61,6 +62,7 @@ def train(parts: Parts) -> ExitCode:
 def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
     config, state, meter, observer, ranks = parts.config, parts.state, parts.meter, parts.observer, parts.ranks
     watchdog = parts.watchdog
+    stripping = Stripping(config, state, ranks, observer)
     first = state.step + 1
     while state.step < config.total_steps:
         step = state.step + 1
@@ -69,7 +71,9 @@ def _steps(parts: Parts, batches: Iterator[Batch]) -> ExitCode:
             batch = parts.quarantine.next_batch(batches, step)
         watchdog.at(step, "computing gradients")
         scores = growth_scores(state, config, ranks, step)
+        stripping.before_step(step)
         losses = accumulate_gradients(state.model, config, inputs_of(batch, config, ranks), ranks, scores)
+        stripping.after_gradients(step)
         if is_update_step(config, step):
             watchdog.at(step, "updating topologies")
             observer.topology_changed(step, *_update_topology(parts, step, scores))

@@ -19,6 +19,7 @@ from nt_pretrain.models.groups import group_of, part_of
 from nt_pretrain.parallel.mesh import wants_cuda
 from nt_pretrain.parallel.shard import blocks_of, singles_of
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.stripping import strippable_budgets
 from nt_pretrain.train.block_memory import (
     Beside,
     BlockLayerSize,
@@ -41,8 +42,9 @@ class Memory:
         gathered: whole layers in the compute dtype while they are used.
         gradients: the shard; and, with gradient accumulation, a whole unsharded gradient, since gradients travel once.
         moments: the shard of Adam's two moments, or of SGD's momentum.
-        topology: active and explored flags; of layers of blocks the columns of all blocks that are multiplied here,
-            with the index lists of the kernels, and of the lines held here what an update needs.
+        topology: active and explored flags, and stripped ones where there are any; of layers of blocks the columns of
+            all blocks that are multiplied here, with the index lists of the kernels, and of the lines held here what an
+            update needs.
         activations: what trunk and one head save for their backward, for one micro-batch.
         loss: logits of one chunk of tokens, and the gradient of one output layer.
         update: scores and flags during a topology update, when activations and logits are gone.
@@ -104,12 +106,15 @@ def estimate(
         gradients += sum(held.values()) * reduced
     else:
         gradients += max(*groups.values(), 0) * (used + reduced)
-    flags = sum(
-        budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
+    flagged = {
+        name: budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
         for name, budget in budgets.items()
         if name in held and name not in blocks and name not in singles
-    )
-    topology, saved = 2 * flags + sum(x.topology for x in blocks.values()), sum(x.saved for x in blocks.values())
+    }
+    flags = sum(flagged.values())
+    # A third one says whether the weight was stripped.
+    all_flags = 2 * flags + sum(flagged[name] for name in strippable_budgets(config, shapes) if name in flagged)
+    topology, saved = all_flags + sum(x.topology for x in blocks.values()), sum(x.saved for x in blocks.values())
     for name, budget in singles.items():
         topology += single_topology_bytes(budget, _shards(name, sizes))
         saved += single_saved_bytes(budget, _shards(name, sizes))
@@ -140,7 +145,7 @@ def estimate(
         host=(kept + topology) * on_host,
         kernels=scratch_bytes(blocks, config, tokens, compute),
         growth=growth,
-        snapshot=kept + 2 * flags + saved if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
+        snapshot=kept + all_flags + saved if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
 
 
@@ -168,8 +173,8 @@ def _text_memory(config: Config, sizes: MeshSizes, compute: int, blocks: dict[st
 
 
 def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBudget]) -> int:
-    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit; of layers
-    of blocks the active ones, with their columns and a flag per block.
+    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit, a third
+    where it may be stripped; of layers of blocks the active ones, with their columns and a flag per block.
     """
     _, stored, _ = element_bytes(config)
     weight, blocks = (1 + moment_count(config)) * stored + average_bytes(config), blocks_of(config)
@@ -179,7 +184,8 @@ def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBud
     values |= {name: budget.active for name, budget in singles.items()}
     flags = sum(budget.units for name, budget in budgets.items() if name not in blocks and name not in singles)
     tables = saved_bytes(blocks) + sum(single_saved_bytes(budget, 1) for budget in singles.values())
-    return weight * sum(values.values()) + 2 * flags + tables
+    stripped = sum(budget.units for budget in strippable_budgets(config, shapes).values())
+    return weight * sum(values.values()) + 2 * flags + stripped + tables
 
 
 def moment_count(config: Config) -> int:
