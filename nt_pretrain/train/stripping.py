@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.phase import Phase
 from nt_pretrain.models.accounting import account, shapes_of
 from nt_pretrain.models.groups import part_of
 from nt_pretrain.parallel.collectives import sum_integers
@@ -42,16 +43,17 @@ class Stripped:
 
 @dataclass(frozen=True)
 class Stripping:
-    """The rule of one run; without ``stripping.every_steps`` it does nothing."""
+    """The rule in one phase; without ``stripping.every_steps`` it does nothing. Steps are those of the run."""
 
-    config: Config
+    phase: Phase
     state: TrainState
     ranks: Ranks
     observer: Observer
 
     def before_step(self, step: int) -> None:
         """Count from here on what ``step`` activates, if it belongs to a window."""
-        activity, position = self.state.activity, window_position(self.config, step)
+        activity = self.state.activity
+        position = window_position(self.phase.config, step - self.phase.before)
         if activity is None or position == 0:
             return
         if position == 1:
@@ -63,9 +65,10 @@ class Stripping:
         if self.state.activity is None:
             return
         self.state.activity.stop()
-        if is_stripping_step(self.config, step):
-            found = strip(self.state, self.config, self.ranks)
-            values = readings_of(found, self.state, self.config)
+        config = self.phase.config
+        if is_stripping_step(config, step - self.phase.before):
+            found = strip(self.state, config, self.ranks)
+            values = readings_of(found, self.state, config)
             density = readings.of_topology(self.state.budgets)
             dead = {name: int(each.sum()) for name, each in found.dead.items()}
             facts: dict[str, object] = {"digest": self.state.digest(self.ranks), "dead": dead}
