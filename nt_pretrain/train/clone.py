@@ -60,6 +60,12 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     load_tensors(found.path, tensors, group=ranks.control)
     if phase.start.keeps is not None:
         _keep(state, active, phase.start, ranks)
+    else:
+        state.budgets = {
+            name: replace(each, active=active.get(name, each.units)) for name, each in state.budgets.items()
+        }
+        for layer in state.layers:
+            layer.budget = state.budgets[layer.name]
     if state.average is not None:
         state.average.restart()
     return state

@@ -169,8 +169,8 @@ def test_an_override_repairs_the_file(write) -> None:
         ("run:\n  name: a: b", "x.yaml:2: not valid YAML: mapping values are not allowed here (column 10)"),
         (
             "# nothing",
-            "x.yaml:1: the file is empty; a run is described by the sections run, model, sparsity, stripping, method, data, "
-            "optim, train, parallel, checkpoint, eval, observe",
+            "x.yaml:1: the file is empty; a run is described by the sections run, model, sparsity, stripping, method, "
+            "data, optim, train, parallel, checkpoint, eval, observe",
         ),
         (
             "- run",
