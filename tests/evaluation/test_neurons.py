@@ -11,13 +11,19 @@ import pytest
 import torch
 
 from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.config.schema import Config
+from nt_pretrain.evaluation.evolution import active_weights
 from nt_pretrain.evaluation.load import find, load
 from nt_pretrain.evaluation.neurons import Wanted, choose, only, selectable
 from nt_pretrain.evaluation.next_samples import next_samples
 from nt_pretrain.evaluation.select import run
-from nt_pretrain.evaluation.target import config_of, target_of
+from nt_pretrain.evaluation.target import Target, config_of, target_of
+from nt_pretrain.evaluation.write_member import manifest_hash, write_member
+from nt_pretrain.methods.mutation import Child, Mutation
 from nt_pretrain.models.llama import make_context
-from nt_pretrain.parallel.mesh import connect
+from nt_pretrain.parallel.mesh import Ranks, connect
+from nt_pretrain.parallel.mutate import Mutable
+from nt_pretrain.parallel.shard import local
 from nt_pretrain.selection.solvers import Solver
 from tests.conftest import Corpus
 from tests.gloo import run_ranks
@@ -71,8 +77,28 @@ def chosen_rank(rank: int, world: int, words: str, out: str) -> dict[str, Any]:
         with pytest.raises(ConfigErrors) as error:
             choose(model, config, wanted(*names), ranks, samples.batches, lambda: iter([]), lambda *words: None)
         errors[names] = str(error.value)
+    _check_member_of_blocks(target, config, ranks, Path(out).with_name("member"))
     return {"told": told, "lost": float(((full - pruned) ** 2).sum() / (full**2).sum()), "errors": errors,
             "there": sorted(selectable(model)), "seen": samples.seen}  # fmt: skip
+
+
+def _check_member_of_blocks(target: Target, config: Config, ranks: Ranks, folder: Path) -> None:
+    """A mutated model, written and read again, is what it was: weights and where its blocks are."""
+    found = find(target, config, ranks)
+    loaded = load(found, config, ranks)
+    mutable = Mutable(loaded.model, active_weights(loaded), Mutation(0, 0.3, 0.1), ranks)
+    before = {name: x.detach().clone() for name, x in loaded.model.named_parameters()}
+    with mutable.child(Child(0, 5)):
+        sha256 = write_member(folder, loaded, target, found, ranks)
+        member = target_of(str(folder))
+        again = find(member, config, ranks)
+        assert manifest_hash(again.path) == sha256
+        read = load(again, config, ranks)
+        assert read.digest == loaded.digest
+        for (name, here), there in zip(loaded.model.named_parameters(), read.model.parameters(), strict=True):
+            assert local(here).equal(local(there)), name
+            moved = int((local(here) != local(before[name])).sum())
+            assert moved == (round(0.1 * here.numel()) if here.ndim >= 2 else 0), name
 
 
 def test_neurons_of_a_trained_network(trained: Path, tmp_path: Path) -> None:
