@@ -8,7 +8,6 @@ and every shift are functions of the seed: the same for every voice, so that pic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,10 +21,10 @@ Score = Callable[[Tensor], Tensor]
 """From pictures [K, 3, Y, X] of values 0 to 1 to what is to be large of each, [K]."""
 
 STEPS = 96
-RATE = 0.08
-VARIATION = 0.5
-"""Weight of the total variation (mean over neighbours) against the score in units of its own spread."""
-START = 0.3
+RATE = 0.05
+VARIATION = 10.0
+"""Weight of the total variation (mean over neighbours), for scores that move by about 1 among real pictures."""
+START = 0.05
 COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 """A square root of the covariance of colours in natural pictures, from the library lucid (Apache 2.0): red, green and
 blue of three independent colours."""
@@ -84,7 +83,7 @@ def picture_of(spectrum: Tensor, size: int) -> Tensor:
     """Pictures [K, 3, size, size] of values 0 to 1 from coefficients [K, 3, size, size // 2 + 1, 2]."""
     down, right = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
     frequency = (down[:, None] ** 2 + right[None, :] ** 2).sqrt().clamp_min(1.0 / size).to(spectrum.device)
-    waves = torch.view_as_complex(spectrum) * (math.sqrt(size * size) / frequency / size)
+    waves = torch.view_as_complex(spectrum) / frequency
     colours = torch.fft.irfft2(waves, s=(size, size), norm="ortho")
     mixing = torch.tensor(COLOURS, device=spectrum.device)
     mixing = mixing / mixing.norm(dim=0).max()
