@@ -3,7 +3,7 @@
 python launch/report.py runs/demo                  # report/curves.png, report/index.html and a summary
 python launch/report.py runs/demo/ensemble.json    # of an ensemble of several members
 python launch/report.py runs/demo --samples 0      # without a look inside: no checkpoint is loaded
-python launch/report.py runs/demo --status         # one line: finished, saved, failed or killed; its exit code is the run's
+python launch/report.py runs/demo --status         # one line: finished, saved, failed or killed; exits as the run did
 
 What the page shows, and how to read it: docs/REPORT.md.
 """
@@ -42,7 +42,7 @@ def main() -> int:
         line, _ = summary.status_line(rundir, again=options.again)
         print("\n".join([line, *summary.results(rundir)]))
     curves, code = _draw(rundir) if trained else (None, int(ExitCode.FINISHED))
-    code = _write(options, rundir, curves) or code
+    code = _write(options, rundir, curves, ensemble) or code
     if trained:
         print("\n".join(["next:", *(f"  {command}" for command in summary.next_commands(rundir))]))
     return code
@@ -71,22 +71,23 @@ def _draw(rundir: RunDir) -> tuple[Path | None, int]:
     return picture, ExitCode.FINISHED
 
 
-def _write(options: argparse.Namespace, rundir: RunDir, curves: Path | None) -> int:
+def _write(options: argparse.Namespace, rundir: RunDir, curves: Path | None, is_ensemble: bool) -> int:
     """Write the page; returns the exit code."""
-    # torch takes seconds to load, which --status has no need of.
-    from nt_pretrain.diversity.report import Wanted, write_report
-    from nt_pretrain.train.failures import exit_code_of, words_of
-
-    samples = options.samples
-    if not rundir.checkpoints.is_dir() and not (options.run.name == NAME or (options.run / NAME).is_file()):
-        samples = 0
-    wanted = Wanted(options.run, rundir, samples, options.units, tuple(options.overrides))
+    without = "" if options.samples else "--samples 0"
+    if not is_ensemble and not any(rundir.checkpoints.glob("step_*")):
+        without = without or "there is no checkpoint yet"
+    try:
+        # torch takes seconds to load, which --status has no need of.
+        from nt_pretrain.diversity.report import Wanted, write_report
+        from nt_pretrain.train.failures import exit_code_of, words_of
+    except ModuleNotFoundError as error:
+        return _not_installed(error)
+    wanted = Wanted(options.run, rundir, options.samples, options.units, tuple(options.overrides), without)
     try:
         with shown_progress() as progress:
             page = write_report(wanted, curves, progress, print)
     except ModuleNotFoundError as error:
-        print(f"no look inside: {error.name} is not installed; {INSTALL}", file=sys.stderr)
-        return ExitCode.CONFIGURATION
+        return _not_installed(error)
     except KeyboardInterrupt:
         print("interrupted: the page is without a look inside", file=sys.stderr)
         return 130
@@ -95,6 +96,11 @@ def _write(options: argparse.Namespace, rundir: RunDir, curves: Path | None) -> 
         return exit_code_of(error)
     print(f"page: {page}")
     return ExitCode.FINISHED
+
+
+def _not_installed(error: ModuleNotFoundError) -> int:
+    print(f"no look inside: {error.name} is not installed; {INSTALL}", file=sys.stderr)
+    return ExitCode.CONFIGURATION
 
 
 def count(text: str) -> int:
@@ -125,9 +131,7 @@ def _options() -> argparse.Namespace:
         metavar="N",
         help="look inside with the first N validation samples; 0: not at all (%(default)s)",
     )
-    parser.add_argument(
-        "--units", type=count, default=6, metavar="K", help="draw K units of each block (%(default)s)"
-    )
+    parser.add_argument("--units", type=count, default=6, metavar="K", help="draw K units of each block (%(default)s)")
     return parser.parse_intermixed_args()
 
 

@@ -22,13 +22,15 @@ class BlockCompared:
 
     Attributes:
         number: from 0, of all blocks.
-        cka: fp64 [V, V].
+        cka: of what leaves the block, fp64 [V, V].
+        unit_cka: of its hidden units, where these are not what leaves it (feed-forward layers); else None.
         matchings: of the first voice's units with those of each other voice.
         units: activations [N, places, units] of every voice.
     """
 
     number: int
     cka: Tensor
+    unit_cka: Tensor | None
     matchings: list[Matching]
     units: list[Tensor]
 
@@ -59,10 +61,14 @@ def compare(voices: list[Voice], batches: Sequence[Batch], progress: Progress) -
         progress("activations", done + 1, len(voices))
     compared = []
     for at, number in enumerate(numbers):
-        grams = [centred_gram(each[at]) for each in tables]
-        units = [each[len(numbers) + at] for each in tables]
+        outputs, units = [each[at] for each in tables], [each[len(numbers) + at] for each in tables]
         matchings = [match(units[0], other) for other in units[1:]]
-        compared.append(BlockCompared(number, cka_matrix(grams), matchings, units))
+        hidden = unit_site(voices[0].blocks[number]) != block_site(voices[0].blocks[number])
+        compared.append(BlockCompared(number, _cka(outputs), _cka(units) if hidden else None, matchings, units))
         progress("matching", at + 1, len(numbers))
     samples = len(tables[0][0]) if compared else 0
     return Inside(first, depth, samples, compared)
+
+
+def _cka(tables: list[Tensor]) -> Tensor:
+    return cka_matrix([centred_gram(each) for each in tables])

@@ -39,6 +39,12 @@ def image(content: bytes, words: str, *, classes: str = "", title: str = "") -> 
     return f'<img src="data:image/png;base64,{data}" alt="{text(words)}" class="{text(classes)}"{title}>'
 
 
+def drawing(content: bytes, words: str, below: str, *, pixels: int) -> str:
+    """A small picture, a PNG of ``pixels`` a side, with a line below it."""
+    classes = "small" if pixels <= 96 else "large"
+    return image(content, words, classes=classes, title=words) + element("small", text(below))
+
+
 def cell(inside: str, *, shade: str = "", header: bool = False, number: bool = False, title: str = "") -> str:
     """A cell of a table around HTML."""
     classes = " ".join(each for each in ("n" if number else "", shade) if each)

@@ -20,7 +20,7 @@ from nt_pretrain.counter_random import key_of, normal, uniform
 Score = Callable[[Tensor], Tensor]
 """From pictures [K, 3, Y, X] of values 0 to 1 to what is to be large of each, [K]."""
 
-STEPS = 96
+STEPS = 64
 RATE = 0.05
 VARIATION = 10.0
 """Weight of the total variation (mean over neighbours), for scores that move by about 1 among real pictures."""
@@ -46,6 +46,7 @@ def maximise(
     *,
     seed: int,
     steps: int = STEPS,
+    grey: bool = False,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Maximised:
@@ -53,12 +54,14 @@ def maximise(
 
     Args:
         score: differentiable; picture k is judged by value k alone.
+        grey: without colours, for networks that have seen none.
         progress: told the steps that are done and all.
     """
     key = key_of(seed, "maximise")
-    coefficients = START * normal(key, torch.arange(3 * size * (size // 2 + 1) * 2))
+    colours = 1 if grey else 3
+    coefficients = START * normal(key, torch.arange(colours * size * (size // 2 + 1) * 2))
     # The same noise for every unit: where two pictures differ, their units do.
-    spectrum = coefficients.view(1, 3, size, size // 2 + 1, 2).repeat(count, 1, 1, 1, 1).to(device)
+    spectrum = coefficients.view(1, colours, size, size // 2 + 1, 2).repeat(count, 1, 1, 1, 1).to(device)
     spectrum = spectrum.float().requires_grad_()
     reach = max(1, size // 16)
     shifts = (uniform(key_of(key, "shift"), torch.arange(2 * steps)) * (2 * reach + 1)).long().view(steps, 2).tolist()
@@ -80,11 +83,13 @@ def maximise(
 
 
 def picture_of(spectrum: Tensor, size: int) -> Tensor:
-    """Pictures [K, 3, size, size] of values 0 to 1 from coefficients [K, 3, size, size // 2 + 1, 2]."""
+    """Pictures [K, 3, size, size] of values 0 to 1 from coefficients [K, 3 or (grey) 1, size, size // 2 + 1, 2]."""
     down, right = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
     frequency = (down[:, None] ** 2 + right[None, :] ** 2).sqrt().clamp_min(1.0 / size).to(spectrum.device)
     waves = torch.view_as_complex(spectrum) / frequency
     colours = torch.fft.irfft2(waves, s=(size, size), norm="ortho")
+    if spectrum.shape[1] == 1:
+        return torch.sigmoid(colours).expand(-1, 3, -1, -1)
     mixing = torch.tensor(COLOURS, device=spectrum.device)
     mixing = mixing / mixing.norm(dim=0).max()
     return torch.sigmoid(torch.einsum("rc,kcyx->kryx", mixing, colours))

@@ -141,8 +141,13 @@ def _alike(layer: str) -> str:
 
 def _config(target: Target, overrides: list[str], samples: int) -> Config:
     config = config_of(target, ["parallel.cpu_offload=false", *overrides], data=None, samples=samples)
-    # The few samples of a page are read here: starting processes for them would take longer.
-    return config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+    # The few samples of a page are read here: starting processes for them would take longer. One thread unless more
+    # are asked for: the page is then the same on any machine, and its many small products are no slower.
+    sections = {
+        "data": config.data.model_copy(update={"workers": 0}),
+        "run": config.run.model_copy(update={"threads_per_rank": config.run.threads_per_rank or 1}),
+    }
+    return config.model_copy(update=sections)
 
 
 def _kind(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Which part of a picture a choice hangs on, by covering it: occlusion maps (Zeiler and Fergus 2014, arXiv 1311.2901)."""
+"""Which part of a picture a choice hangs on, by covering it (Zeiler and Fergus 2014, arXiv 1311.2901)."""
 
 from __future__ import annotations
 

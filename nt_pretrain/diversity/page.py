@@ -29,9 +29,11 @@ thead th{color:var(--soft);font-weight:600;vertical-align:bottom}
 tbody th{font-weight:500;white-space:nowrap}
 td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 tr:has(.first){font-weight:600}
-figure{margin:.8rem 0;display:inline-block;max-width:100%;vertical-align:top}
+figure{margin:.8rem 1.6rem .8rem 0;display:inline-block;max-width:100%;vertical-align:top}
+figcaption{max-width:30rem}
 img{max-width:100%;height:auto}
-img.plot{background:#fff;border-radius:6px;padding:6px}
+img.plot{background:#fff;border-radius:6px;padding:6px;width:auto}
+figure img.plot{max-height:21rem}
 img.small{width:112px;display:block;border-radius:3px;image-rendering:pixelated}
 img.large{width:168px;display:block;border-radius:3px}
 .grid td,.grid th{border:0;padding:.25rem .35rem}

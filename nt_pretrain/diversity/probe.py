@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.augment import normalised
+from nt_pretrain.data.sources import Sources
 from nt_pretrain.diversity.activations import Batch, spaced
 from nt_pretrain.evaluation.batches import validation_set
 from nt_pretrain.models.loss import IGNORED
@@ -24,11 +25,16 @@ class Probe:
         batches: as networks take them, on the device.
         inputs: all of them as they were read, on the CPU: tokens [S, T], pixels [S, 3, Y, X] (uint8) or features.
         targets: tokens [S, T] or labels [S]; IGNORED where there is none.
+        classes: their names for people, or none.
     """
 
     batches: list[Batch]
     inputs: Tensor
     targets: Tensor
+    classes: tuple[str, ...] = ()
+
+    def class_name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
 
     @property
     def is_text(self) -> bool:
@@ -57,7 +63,13 @@ def probe_set(config: Config, ranks: Ranks) -> Probe:
         on = batch.to(ranks.device)
         inputs = normalised(on.inputs, dtype) if on.inputs.dtype == torch.uint8 else on.inputs
         batches.append(Batch(inputs, on.documents, rows.nonzero()[:, 0] if batch.targets.ndim == 2 else None))
-    return Probe(batches, torch.cat([each.inputs for each in read]), torch.cat([each.targets for each in read]))
+    manifest = Sources.of_model(config, "validation").splits[0].manifest
+    return Probe(
+        batches,
+        torch.cat([each.inputs for each in read]),
+        torch.cat([each.targets for each in read]),
+        tuple(manifest.class_names or manifest.classes),
+    )
 
 
 def _labelled(batch: Inputs) -> Inputs:

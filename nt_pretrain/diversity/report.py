@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.data.tokenizer import load_tokenizer
-from nt_pretrain.diversity import section_numbers, section_pictures, section_run, section_text
-from nt_pretrain.diversity.inside import Progress, compare
+from nt_pretrain.diversity import section_features, section_maps, section_numbers, section_run, section_text
+from nt_pretrain.diversity.inside import Inside, Progress, compare
 from nt_pretrain.diversity.markup import element, text
 from nt_pretrain.diversity.members import Opened, open_voices, parts_of
 from nt_pretrain.diversity.page import page
@@ -30,9 +30,10 @@ class Wanted:
     Attributes:
         path: a run's folder, a checkpoint's, or an ensemble.json.
         rundir: whose curves and evaluation are shown, and where the page is written.
-        samples: probe samples; 0: no look inside, nothing is loaded.
+        samples: probe samples.
         units: that are drawn in each block.
         overrides: options in the place of those of the run.
+        without: why there is to be no look inside, in words; "": there is to be one.
     """
 
     path: Path
@@ -40,13 +41,7 @@ class Wanted:
     samples: int
     units: int
     overrides: tuple[str, ...] = ()
-
-
-def rundir_of(path: Path) -> RunDir:
-    """The folder that a report of ``path`` is written into: the run's, or that of the manifest."""
-    if path.name == NAME:
-        return RunDir(path.parent)
-    return RunDir(path.parent.parent) if path.parent.name == "checkpoints" else RunDir(path)
+    without: str = ""
 
 
 def write_report(wanted: Wanted, curves: Path | None, progress: Progress, tell: Callable[[str], None]) -> Path:
@@ -73,8 +68,8 @@ def write_report(wanted: Wanted, curves: Path | None, progress: Progress, tell: 
     target = rundir.report / FILE
     # Whatever goes wrong inside, the rest can be read.
     _write(target, heading, parts, ["The look inside the members is not written yet, or could not be."])
-    if not wanted.samples:
-        return _write(target, heading, parts, ["--samples 0: without a look inside the members."])
+    if wanted.without:
+        return _write(target, heading, parts, [f"Without a look inside the members: {wanted.without}."])
     opened, more = _inside(wanted, progress)
     for note in opened.notes:
         tell(note)
@@ -101,15 +96,15 @@ def _inside(wanted: Wanted, progress: Progress) -> tuple[Opened, list[Part]]:
     ]
     units = wanted.units
     if probe.is_pictures:
-        parts.append(("maps", "where voices look", section_pictures.maps(opened.voices, probe, progress)))
-        drawn = section_pictures.features(opened.voices, inside, probe, units, progress)
+        parts.append(("maps", "where voices look", section_maps.maps(opened.voices, probe, progress)))
+        drawn = section_features.features(opened.voices, inside, probe, units, progress)
         parts.append(("features", "features", drawn))
     elif probe.is_text:
         parts += _text(opened, probe, inside, units, progress)
     return opened, parts
 
 
-def _text(opened: Opened, probe: Probe, inside: section_numbers.Inside, units: int, progress: Progress) -> list[Part]:
+def _text(opened: Opened, probe: Probe, inside: Inside, units: int, progress: Progress) -> list[Part]:
     tokenizer = load_tokenizer(opened.config.data.tokenizer)
     return [
         ("tokens", "tokens", section_text.coloured(opened.voices, probe, tokenizer, progress)),

@@ -25,10 +25,21 @@ def likeness(voices: list[Voice], inside: Inside) -> str:
     )
     if len(voices) == 1:
         return section("inside", "Representations", paragraph("One voice alone has nothing to be compared with."))
-    summary = [
-        [cell(f"block {block.number}", header=True), _shaded(pair_mean(block.cka))] for block in inside.blocks
-    ]
-    parts = [table(("mean over pairs", "CKA"), summary)] if len(voices) > 2 else []
+    hidden = any(block.unit_cka is not None for block in inside.blocks)
+    summary = []
+    for block in inside.blocks:
+        line = [cell(f"block {block.number}", header=True), _shaded(pair_mean(block.cka))]
+        line += [_shaded(pair_mean(block.unit_cka))] if block.unit_cka is not None else []
+        summary.append(line)
+    head = ("mean over pairs", "what leaves the block", *(["hidden units"] if hidden else []))
+    parts = [table(head, summary)]
+    if hidden:
+        parts.append(
+            hint(
+                "What leaves a transformer's block carries everything from below it on; what voices share there keeps "
+                "its CKA near 1. The hidden units of the feed-forward layer show what is a voice's own."
+            )
+        )
     grids = "".join(_figure(block, names) for block in inside.blocks)
     return section("inside", "Representations", lead, *parts, element("div", grids), _matched(names, inside))
 
@@ -50,8 +61,8 @@ def overlaps(voices: list[Voice]) -> str:
 
 
 def _figure(block: BlockCompared, names: list[str]) -> str:
-    below = element("figcaption", text(f"block {block.number}"))
-    return element("figure", _pairs(block.cka, names) + below)
+    matrix, what = (block.cka, "") if block.unit_cka is None else (block.unit_cka, ", hidden units")
+    return element("figure", _pairs(matrix, names) + element("figcaption", text(f"block {block.number}{what}")))
 
 
 def _pairs(matrix: Tensor, names: list[str]) -> str:

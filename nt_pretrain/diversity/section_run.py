@@ -19,7 +19,7 @@ from nt_pretrain.observe.summary import read_config
 READ = {
     "reliability": "Accuracy over confidence; below the diagonal a member is too sure. Grey bars: share of samples.",
     "reliability_calibrated": "The same after temperatures were fitted, on samples that fitted none.",
-    "risk_coverage": "Share of wrong answers when only the surest are given; lower is better, further left is stricter.",
+    "risk_coverage": "Share of wrong answers when only the surest are given, from few (left) to all; lower is better.",
     "disagreement": "Share of samples for which two heads have another first choice; darker is more alike.",
     "mask_overlap": "Jaccard index of the heads' topologies; in brackets what random masks of these densities have.",
     "heads_used": "Quality against the number of heads used; the band spans all subsets of that size.",
@@ -100,7 +100,9 @@ def evaluation(rundir: RunDir) -> str:
         path = folder / name
         if path.is_file():
             below = element("figcaption", text(READ.get(path.stem, "")))
-            parts.append(element("figure", image(path.read_bytes(), path.stem.replace("_", " "), classes="plot") + below))
+            parts.append(
+                element("figure", image(path.read_bytes(), path.stem.replace("_", " "), classes="plot") + below)
+            )
     parts += [element("p", text(note), classes="note") for note in record.get("notes", [])]
     return section("evaluation", "Evaluation", *parts)
 
@@ -142,8 +144,8 @@ def _newest(rundir: RunDir) -> tuple[Path | None, dict[str, Any]]:
             continue  # of another version, or half written: the page says nothing of it
     if not found:
         return None, {}
-    _, _, path, record = max(found, key=lambda each: each[:3])
-    return Path(path).parent, record
+    _, _, name, record = max(found, key=lambda each: each[:3])
+    return Path(name).parent, record
 
 
 def _members(members: dict[str, dict[str, float | None]], title: str) -> str:

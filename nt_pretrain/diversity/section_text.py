@@ -20,6 +20,7 @@ from nt_pretrain.models.loss import IGNORED
 TEXTS = 3
 LENGTH = 256
 """Tokens of a text that are shown, at most."""
+LINE_END = "<0x0A>"
 TOP = 3
 """Windows of a unit in a voice."""
 
@@ -47,7 +48,9 @@ def coloured(voices: list[Voice], probe: Probe, tokenizer: Tokenizer, progress: 
     scales = legend("disagreement", "0", f"{ends[0]:.3f} nats and more", "d")
     scales += legend("entropy", "0", f"{ends[1]:.2f} nats and more", "e")
     blocks = [element("div", _spans(*each, names, tokenizer, ends), classes="text") for each in scored]
-    means = f"Mean over these tokens: disagreement {float(differ.mean()):.4f}, entropy {float(entropy.mean()):.3f} nats."
+    means = (
+        f"Mean over these tokens: disagreement {float(differ.mean()):.4f}, entropy {float(entropy.mean()):.3f} nats."
+    )
     return section("tokens", "Where heads differ in a text", lead, scales, *blocks, hint(means))
 
 
@@ -83,15 +86,17 @@ def answers(
     lead = hint(
         f"Hidden units of the feed-forward layer of block {block.number}, the same numbers in every voice: the probe "
         "texts in which each answers most, around the token (underlined) where it does; darker is a stronger answer. "
-        f"Below: its correlation (r) with the unit of {voices[0].name} of that number, and that one's best partner here."
+        f"Below: its correlation (r) with the unit of {voices[0].name} of that number, and its best partner here."
     )
     return section("units", "What units answer to", lead, table(("", *(v.name for v in voices)), rows))
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:
-    """A token for people: blanks as blanks, control pieces and bytes by their names."""
+    """A token for people: blanks as blanks, the end of a line as a sign, control pieces and bytes by their names."""
     piece: str = tokenizer.processor.id_to_piece(token)
-    return piece if tokenizer.processor.is_control(token) else piece.replace(BLANK, " ")
+    if tokenizer.processor.is_control(token):
+        return piece
+    return "↵" if piece == LINE_END else piece.replace(BLANK, " ")
 
 
 def _text(probe: Probe, at: int) -> tuple[Tensor, Tensor, Batch]:
@@ -126,7 +131,7 @@ def _spans(
             )
             if each
         )
-        words = text(spelled(tokenizer, token))
+        words = text(spelled(tokenizer, token)).replace("↵", "↵\n")
         parts.append(element("span", words, classes=classes, title=_title(at, token, scores, names, tokenizer)))
     return "".join(parts)
 
@@ -148,7 +153,7 @@ def _window(window: Window, tokenizer: Tokenizer) -> str:
     spans = []
     for at, (token, value) in enumerate(zip(window.tokens, window.values, strict=True)):
         colour = shade(value, 0.0, largest, "a") if value > 0 else ""
-        words = text(spelled(tokenizer, token)).replace("\n", " ")
+        words = text(spelled(tokenizer, token))
         spans.append(element("b" if at == window.peak else "span", words, classes=colour, title=f"{value:.2f}"))
     return element("span", "".join(spans), classes="window")
 

@@ -30,7 +30,9 @@ class LayerOverlap:
 
 
 def layer_overlaps(voices: list[Voice]) -> list[LayerOverlap]:
-    """Of the sparse layers that all voices have, alike in size; layers that two voices share are left out."""
+    """Of the sparse layers that all voices have, alike in size. Layers that two voices share, and those with all their
+    units, are left out.
+    """
     found: list[LayerOverlap] = []
     if len(voices) < 2:
         return found
@@ -40,6 +42,8 @@ def layer_overlaps(voices: list[Voice]) -> list[LayerOverlap]:
         if len(same) < len(voices) or len({id(each) for each in same}) < len(same):
             continue
         counts = mask_counts(torch.stack(same))
+        if bool(counts.diagonal().eq(first.numel()).all()):
+            continue
         jaccard, expected = mask_overlap(counts[None], torch.tensor([first.numel()]))
         found.append(
             LayerOverlap(
