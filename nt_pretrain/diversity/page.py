@@ -23,7 +23,7 @@ nav a{margin-right:1rem;white-space:nowrap}
 .hint{max-width:60rem}
 .note{border-left:3px solid #d55e00;padding-left:.6rem}
 .wide{overflow-x:auto;margin:.6rem 0}
-table{border-collapse:collapse;font-size:.9rem}
+table{border-collapse:collapse;font-size:.9rem;overflow-wrap:normal}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 thead th{color:var(--soft);font-weight:600;vertical-align:bottom}
 tbody th{font-weight:500;white-space:nowrap}
@@ -39,10 +39,10 @@ img.large{width:168px;display:block;border-radius:3px}
 .grid td,.grid th{border:0;padding:.25rem .35rem}
 .grid small{display:block;color:var(--soft);font-size:.75rem;line-height:1.3;max-width:11rem}
 .text{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.7rem .9rem;line-height:2;
-white-space:pre-wrap;font-size:1rem}
+white-space:pre-wrap;font-size:1rem;margin:.7rem 0}
 .text span{padding:.12em 0;border-bottom:.22em solid transparent}
 .text .split{outline:1px dashed var(--soft);outline-offset:-1px}
-.window{display:block;white-space:pre-wrap;line-height:1.5;margin-bottom:.3rem}
+.window{display:block;overflow-wrap:anywhere;white-space:pre-wrap;line-height:1.5;margin-bottom:.3rem}
 .window b{text-decoration:underline}
 .box{display:inline-block;width:1.1em;border-bottom:.22em solid transparent}
 """

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nt_pretrain.data.spelling import BLANK
 from nt_pretrain.data.tokenizer import Tokenizer
-from nt_pretrain.diversity.activations import Batch
+from nt_pretrain.diversity.activations import Batch, spaced
 from nt_pretrain.diversity.choice import chosen_units
 from nt_pretrain.diversity.inside import Inside, Progress
 from nt_pretrain.diversity.markup import cell, element, hint, legend, section, shade, table, text
@@ -30,12 +30,12 @@ def coloured(voices: list[Voice], probe: Probe, tokenizer: Tokenizer, progress: 
     names = [voice.name for voice in voices]
     scored: list[tuple[Tensor, Tensor, TokenScores]] = []
     texts = min(TEXTS, len(probe.targets))
-    for at in range(texts):
+    for done, at in enumerate(spaced(len(probe.targets), texts).tolist()):  # neighbours are often of one document
         inputs, targets, batch = _text(probe, at)
         logits = torch.stack([_logits(voice, batch)[targets != IGNORED] for voice in voices])
         kept = targets[targets != IGNORED]
         scored.append((inputs, kept, token_scores(logits, kept.to(logits.device))))
-        progress("texts", at + 1, texts)
+        progress("texts", done + 1, texts)
     differ = torch.cat([scores.disagreement for _, _, scores in scored])
     entropy = torch.cat([scores.entropy for _, _, scores in scored])
     ends = _high(differ), _high(entropy)
@@ -100,14 +100,15 @@ def spelled(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _text(probe: Probe, at: int) -> tuple[Tensor, Tensor, Batch]:
+    """Text number ``at``: its tokens and targets [T], and the batch of it alone."""
+    within = at
     for batch in probe.batches:
-        if at < len(batch.inputs):
-            documents = None if batch.documents is None else batch.documents[at : at + 1, :LENGTH]
-            break
-        at -= len(batch.inputs)
-    first = sum(len(each.inputs) for each in probe.batches[: probe.batches.index(batch)])
-    part = Batch(batch.inputs[at : at + 1, :LENGTH], documents)
-    return probe.inputs[first + at, :LENGTH], probe.targets[first + at, :LENGTH], part
+        if within < len(batch.inputs):
+            one = slice(within, within + 1)
+            documents = None if batch.documents is None else batch.documents[one, :LENGTH]
+            return probe.inputs[at, :LENGTH], probe.targets[at, :LENGTH], Batch(batch.inputs[one, :LENGTH], documents)
+        within -= len(batch.inputs)
+    raise IndexError(at)
 
 
 @torch.no_grad()
