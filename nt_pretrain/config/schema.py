@@ -11,20 +11,14 @@ import fractions
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Density = Annotated[float, Field(gt=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
+from nt_pretrain.config.method_section import MethodSection
+from nt_pretrain.config.section import Density, Fraction, Inside, NonNegative, Positive, Section
+
 Weight = Annotated[float, Field(ge=0)]
 LaterStep = Annotated[int, Field(ge=2)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 class RunSection(Section):
@@ -164,6 +158,7 @@ class OptimSection(Section):
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the active gradient; 0: no clipping.")
     warmup_steps: NonNegative = Field(0, description="Linear warm-up from 0.")
     schedule: Literal["cosine", "linear", "wsd", "step"] = Field("cosine", description="Shape after warm-up.")
+    warmup_from: Fraction = Field(0.0, description="Where the warm-up starts, as a share of lr.")
     min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of lr (not for step).")
     decay_fraction: Fraction = Field(0.2, description="wsd only: share of the steps spent in the final decay.")
     milestones: tuple[Inside, ...] = Field(
@@ -343,6 +338,7 @@ class Config(Section):
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection = Field(default_factory=ModelSection)
     sparsity: SparsitySection = Field(default_factory=SparsitySection)
+    method: MethodSection = Field(default_factory=MethodSection)
     data: DataSection = Field(default_factory=DataSection)
     optim: OptimSection = Field(default_factory=OptimSection)
     train: TrainSection = Field(default_factory=TrainSection)

@@ -9,6 +9,8 @@ from nt_pretrain.checkpoint.load import Found, load_tensors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.position import Position
+from nt_pretrain.methods.manifest import NAME
+from nt_pretrain.methods.phase import Calendar
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.state import TrainState
@@ -103,13 +105,16 @@ def _starts_averaging(state: TrainState, found: Found) -> bool:
     return state.average is not None and not found.state.get("averaged", False)
 
 
-def how_to_go_on(config: Config, command: str) -> str:
+def how_to_go_on(config: Config, calendar: Calendar, command: str) -> str:
     """Last words of a finished run."""
     run = f"{config.run.dir}/{config.run.name}"
-    again = " ".join(word for word in command.split(" ") if not word.startswith("train.steps="))
-    return (
-        f"{run} is finished: {config.total_steps:,} steps. What next:\n"
-        f"  picture and summary   python launch/report.py {run}\n"
-        f"  curves                tensorboard --logdir {run}/tensorboard\n"
-        f"  train further         {again} train.steps={config.train.steps * 2}"
-    )
+    lines = [f"{run} is finished: {calendar.total_steps:,} steps. What next:"]
+    lines.append(f"  picture and summary   python launch/report.py {run}")
+    lines.append(f"  curves                tensorboard --logdir {run}/tensorboard")
+    if config.method.name != "none":
+        lines.append(f"  measure the ensemble  python launch/evaluate.py {run}/{NAME}")
+    if len(calendar.phases) == 1:
+        # Phases that are over would have been longer.
+        again = " ".join(word for word in command.split(" ") if not word.startswith("train.steps="))
+        lines.append(f"  train further         {again} train.steps={config.train.steps * 2}")
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
@@ -48,6 +49,12 @@ class Validation:
         if config.eval.unigram_tokens and not config.model.sees_pictures:
             counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
             self._unigram = unigram_loss(counts, text_batches(config, ranks), ranks)
+
+    def of(self, config: Config) -> Validation:
+        """The same in another phase of the run, on the same data."""
+        other = copy.copy(self)
+        other._config = config
+        return other
 
     def measure(self) -> Validated:
         """Of the weights; and of their moving average, if there is one, as ``validation_ema/...``. Collective.
