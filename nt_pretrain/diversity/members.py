@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.folders import folder_name
-from nt_pretrain.checkpoint.manifest import MANIFEST
+from nt_pretrain.checkpoint.manifest import MANIFEST, file_entry
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
 from nt_pretrain.diversity.voice import Voice, voices_of
@@ -34,12 +33,14 @@ class Part:
     Attributes:
         name: of the member; "" for the checkpoint of a run.
         heads: the numbers of those that speak; None: all.
+        speaks: whether it is a member, not only what one was made from.
     """
 
     name: str
     target: Target
     config: Config
     heads: list[int] | None = None
+    speaks: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,26 @@ class Opened:
 def parts_of(path: Path, overrides: list[str], samples: int) -> list[Part]:
     """The checkpoints that a run's folder, a checkpoint's folder or an ``ensemble.json`` names.
 
-    A run's folder with an ``ensemble.json`` stands for that. ``samples`` of the validation split are read.
+    A run's folder with an ``ensemble.json`` stands for that; what its members were made from comes first. The first
+    ``samples`` of the validation split are to be read.
 
     Raises:
         ConfigErrors, CheckpointError: there is none, or its members do not go together.
     """
     manifest = path if path.name == NAME else path / NAME
-    if not manifest.is_file() and path.name != NAME:
+    ensemble = read_ensemble(manifest) if manifest.is_file() or path.name == NAME else None
+    if ensemble is not None and not ensemble.members and path.name == NAME:
+        raise ConfigErrors([f"{manifest}: it has no members yet; they are listed as the run makes them"])
+    if ensemble is None or not ensemble.members:
         target = target_of(str(path))
         return [Part("", target, _config(target, overrides, samples))]
     parts = []
-    for member in read_ensemble(manifest).members:
+    for member in [*ensemble.others, *ensemble.members]:
         folder = manifest.parent / member.path / "checkpoints" / folder_name(member.step)
         target = target_of(str(folder))
         _check(member, folder)
-        parts.append(Part(member.name, target, _config(target, overrides, samples), member.heads))
+        config = _config(target, overrides, samples)
+        parts.append(Part(member.name, target, config, member.heads, member in ensemble.members))
     kinds = {_kind(part.config) for part in parts}
     if len(kinds) > 1:
         raise ConfigErrors([f"{manifest}: members of different data cannot be compared: {sorted(kinds)}"])
@@ -123,14 +129,15 @@ def _voices(part: Part, loaded: Loaded) -> list[Voice]:
         if part.heads is None or number in part.heads:
             own = {"trunk", f"heads.{number}"}
             masks = {_alike(each.name): each.active for each in loaded.layers if part_of(each.name) in own}
-            voices.append(replace(voice, masks=masks))
+            voices.append(replace(voice, masks=masks, speaks=part.speaks))
     return voices
 
 
 def _name(part: Part, head: int) -> str:
     if not part.name:
         return f"head {head}"
-    return part.name if part.config.model.heads == 1 else f"{part.name}, head {head}"
+    name = part.name if part.speaks else f"{part.name} (no member)"
+    return name if part.config.model.heads == 1 else f"{name}, head {head}"
 
 
 def _alike(layer: str) -> str:
@@ -157,7 +164,7 @@ def _kind(config: Config) -> str:
 
 def _check(member: Member, folder: Path) -> None:
     try:
-        found = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        found = file_entry(folder / MANIFEST).sha256
     except OSError as error:
         raise CheckpointError(f"member {member.name}: {error}") from None
     if found != member.sha256:

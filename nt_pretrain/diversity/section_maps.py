@@ -29,7 +29,7 @@ def maps(voices: list[Voice], probe: Probe, progress: Progress) -> str:
         "row. Different maps: voices look at different parts. The first rows are those they differ most about."
     )
     logp = torch.stack([logits_of(voice, probe) for voice in voices]).double().log_softmax(-1)
-    chosen = shown_pictures(logp)
+    chosen = shown_pictures(logp[[voice.speaks for voice in voices]])
     rows = []
     for done, at in enumerate(chosen):
         rows.append(_row(voices, probe, at, logp[:, at].exp()))
@@ -53,14 +53,15 @@ def shown_pictures(logp: Tensor) -> list[int]:
 
 def _row(voices: list[Voice], probe: Probe, at: int, p: Tensor) -> list[str]:
     """The picture, then both maps of every voice; ``p`` are their probabilities [V, C]."""
-    label = int(p.mean(0).argmax())
+    together = p[[voice.speaks for voice in voices]].mean(0)
+    label = int(together.argmax())
     picture = probe.inputs[at].float() / 255.0
     on = picture.to(probe.batches[0].inputs.device)
     choices = [_choice(voice, label) for voice in voices]
     gradients = [saliency(choice, on, seed=SEED) for choice in choices]
     lost = [occlusion(choice, on) for choice in choices]
     largest = max(float(each.abs().max()) for each in lost)
-    words = f"{probe.class_name(label)}, p {float(p.mean(0)[label]):.2f}; "
+    words = f"{probe.class_name(label)}, p {float(together[label]):.2f}; "
     words += f"it is: {probe.class_name(int(probe.targets[at]))}"
     side = picture.shape[-1]
     cells = [drawing(png(as_bytes(picture)), f"validation picture {at}", words, pixels=side)]

@@ -37,16 +37,15 @@ def facts(rundir: RunDir, ensemble: Ensemble | None) -> str:
     config, status = read_config(rundir), rundir.read_status()
     rows: list[tuple[str, str]] = []
     if ensemble is not None:
-        made = ", ".join(f"{key} {value}" for key, value in ensemble.method.items())
-        rows += [("method", made or "–"), ("members", ", ".join(each.name for each in ensemble.members))]
-        rows += [("made on the way", ", ".join(each.name for each in ensemble.others))] if ensemble.others else []
+        rows += [("method", str(ensemble.method.get("name", "–"))), ("members", f"{len(ensemble.members)}")]
     if config is not None:
         rows += _of_config(config)
     if status is not None:
         rows.append(("state", f"{status.state} at step {status.step:,} of {status.total_steps:,}"))
     rows += _spent(read_lines(rundir.metrics))
     cells = [[cell(text(name), header=True), cell(text(value))] for name, value in rows]
-    return section("run", "The run", table(("", ""), cells) if cells else paragraph("Nothing is known of the run."))
+    whole = table(("", ""), cells) if cells else paragraph("Nothing is known of the run.")
+    return section("run", "The run", whole, "" if ensemble is None else _members_made(ensemble))
 
 
 def numbers(rundir: RunDir) -> str:
@@ -105,6 +104,24 @@ def evaluation(rundir: RunDir) -> str:
             )
     parts += [element("p", text(note), classes="note") for note in record.get("notes", [])]
     return section("evaluation", "Evaluation", *parts)
+
+
+def _members_made(ensemble: Ensemble) -> str:
+    rows = [
+        [
+            cell(text(each.name), header=True),
+            cell("member" if each in ensemble.members else "made on the way"),
+            cell(f"{each.step:,}", number=True),
+            cell(text(", ".join(f"{key} {value}" for key, value in each.made.items() if not _is_long(value)))),
+            cell(text(each.sha256[:12])),
+        ]
+        for each in [*ensemble.others, *ensemble.members]
+    ]
+    return table(("", "", "step", "made", "checkpoint"), rows)
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, dict | list) or len(str(value)) > 40
 
 
 def _of_config(config: Config) -> list[tuple[str, str]]:

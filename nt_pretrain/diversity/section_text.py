@@ -27,6 +27,7 @@ TOP = 3
 
 def coloured(voices: list[Voice], probe: Probe, tokenizer: Tokenizer, progress: Progress) -> str:
     """Validation texts, every token coloured by disagreement and entropy."""
+    voices = [voice for voice in voices if voice.speaks]
     names = [voice.name for voice in voices]
     scored: list[tuple[Tensor, Tensor, TokenScores]] = []
     texts = min(TEXTS, len(probe.targets))

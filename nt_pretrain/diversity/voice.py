@@ -24,12 +24,14 @@ class Voice:
         forward: in evaluation mode, differentiable.
         blocks: in the order of depth. A block that two voices share is the same module in both.
         masks: the topology of its sparse layers, flat bool, by names that are alike in all voices.
+        speaks: False for what was only made on the way, such as a parent: compared, and no part of the ensemble.
     """
 
     name: str
     forward: Forward
     blocks: list[nn.Module]
     masks: dict[str, Tensor] = field(default_factory=dict)
+    speaks: bool = True
 
 
 @dataclass(frozen=True)
