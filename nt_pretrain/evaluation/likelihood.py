@@ -12,6 +12,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.exact import fixed_sums, mean_of
 from nt_pretrain.eval.gather import said, summed_over_ranks
 from nt_pretrain.eval.members import mean_probability, pieces
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
@@ -22,7 +23,7 @@ def label_scores(model: MultiHead, config: Config, batches: Iterable[Inputs], ra
     where an output is no number. Collective.
     """
     found = [torch.empty(0, dtype=torch.float64)]
-    for words in said(model, config, batches, ranks):
+    for words in said(Voices.of(model, config), batches, ranks):
         for piece in pieces(words.logits, words.labels):
             ensemble = piece.logp[piece.heads].gather(-1, piece.labels[:, None])[:, 0]
             found.append((torch.full_like(ensemble, math.nan) if piece.broken else ensemble).cpu())

@@ -19,6 +19,7 @@ from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.gather import gather_measures, said
 from nt_pretrain.eval.measure import values_of
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.models.llama import FeedForward
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
@@ -147,7 +148,7 @@ def choose(
     for label, masks in cases.items():
         progress(f"measuring: {label}", 0, 0)
         with only(model, masks):
-            values = values_of(gather_measures(model, config, held_out(), ranks))["ensemble"]
+            values = values_of(gather_measures(Voices.of(model, config), held_out(), ranks))["ensemble"]
         table.append((label, values["nll"], values["accuracy"]))
     return Selection(chosen, table)
 
@@ -196,7 +197,7 @@ def _sums(
         try:
             for batch in batches:
                 labelled = (batch.targets != IGNORED).flatten().to(ranks.device)
-                for _ in said(model, config, [batch], ranks):
+                for _ in said(Voices.of(model, config), [batch], ranks):
                     pass
         finally:
             hook.remove()

@@ -63,12 +63,12 @@ def next_samples(config: Config, state: dict[str, Any], count: int, ranks: Ranks
             "use a checkpoint of a training run"
         )
     arrays, seen, lost = on_all(ranks, lambda: _read(config, Position.from_json(state["position"]), count))
-    pictures = config.model.sees_pictures
+    labelled = config.model.classifies
     size, world = config.eval.micro_batch, ranks.sizes.data
     rounds = -(-count // (size * world))
     first, second = (_filled(x, rounds * size * world - count, value) for x, value in
-                     zip(arrays, (0, NO_LABEL if pictures else PADDING), strict=True))  # fmt: skip
-    make = Inputs.of_pictures if pictures else Inputs.of_text
+                     zip(arrays, (0, NO_LABEL if labelled else PADDING), strict=True))  # fmt: skip
+    make = Inputs.of_labelled if labelled else Inputs.of_text
     starts = range(ranks.data_rank * size, len(first), size * world)
     batches = [make(first[start : start + size], second[start : start + size]) for start in starts]
     return NextSamples(batches, count, seen, lost)

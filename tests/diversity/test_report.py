@@ -149,7 +149,7 @@ def test_a_run_of_pictures(tmp_path: Path) -> None:
     page = read(run)
     assert page.wrong == []
     assert {"inside", "topology", "maps", "features"} <= page.anchors
-    # The curves; four rows of a picture and two maps of two heads; two units of two blocks and two classes of two heads.
+    # The curves; four rows of a picture and two maps of two heads; two units of two blocks, two classes of two heads.
     assert page.images == 1 + 4 * (1 + 2 * 2) + 3 * 2 * 2
     assert "it is: kind_" in page.words and "kind_1" in page.words
     few = report(str(run), "--samples", "2")
