@@ -21,6 +21,7 @@ from nt_pretrain.observe.rundir import RunDir
 INPUTS = {
     "tokens": (("model", "vocab_size"), ("data", "sequence_length"), ("data", "packing")),
     "pictures": (("model", "classes"), ("data", "picture_size"), ("data", "picture_shorter")),
+    "rows": (("model", "classes"), ("model", "features")),
 }
 """Options in which members must agree, since all see the same inputs and choose between the same classes."""
 WHERE = ("path", "sources")
