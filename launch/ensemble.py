@@ -93,7 +93,7 @@ def _best(chosen: Chosen, asked: argparse.Namespace) -> tuple[Chosen, dict[str, 
     for name, value in sorted(values.items(), key=lambda each: each[1], reverse=asked.by == "accuracy"):
         kept = "kept" if name in {each.name for each in found.speakers} else "left out"
         _tell(f"  {name:<24} {asked.by} {value:.4f}  {kept}")
-    units = "pictures" if config.model.sees_pictures else "targets"
+    units = config.model.data if config.model.classifies else "targets"
     _tell(
         f"the best {asked.top} of {len(values)} by {asked.by} on {samples:,} {units} of the validation data. "
         "Measured on the same data the ensemble looks better than it is: evaluate it on other data, with --data DIR"

@@ -10,7 +10,7 @@ from nt_pretrain.eval.members import label_of
 from nt_pretrain.eval.robustness import MEANS, Robustness, means, severities
 
 TITLES: dict[Kind, str] = {
-    "corruption": "corrupted pictures",
+    "corruption": "corrupted inputs",
     "typing": "typing errors",
     "weights": "weights dropped at inference",
 }

@@ -57,12 +57,12 @@ def check(chosen: Chosen, wanted: Wanted, *, world: int) -> Chosen:
     """Who writes: all that were chosen, or one head.
 
     Raises:
-        ConfigErrors: the run is of pictures, has no such head, or there are several ranks.
+        ConfigErrors: the run is not of text, has no such head, or there are several ranks.
     """
     model = chosen.config.model
     wrong = [f"{world} ranks were started; text is written by one process, without torchrun"] if world > 1 else []
-    if model.sees_pictures:
-        wrong.append(f"model.family {model.family} reads pictures; only runs of text can write")
+    if model.classifies:
+        wrong.append(f"model.family {model.family} reads {model.data}; only runs of text can write")
     if wrong:
         raise ConfigErrors(wrong)
     return chosen if wanted.head is None else chosen.only(wanted.head)

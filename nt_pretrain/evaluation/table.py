@@ -83,9 +83,8 @@ def _heading(record: dict[str, Any]) -> Text:
 def _quality(record: dict[str, Any]) -> Table:
     """Rows of members; sections for the whole set and, where temperatures were fitted, raw and calibrated."""
     calibration, units = record["calibration"], record["data"]["units"]
-    pictures = units == "pictures"
     shown = {key: label for key, label in COLUMNS.items() if key in record["members"]["mean_head"]}
-    shown.pop("perplexity" if pictures else "ece_classwise", None)
+    shown.pop("ece_classwise" if units == "targets" else "perplexity", None)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
     table.add_column("")
     for label in [*shown.values(), *(["T"] if calibration else [])]:

@@ -134,7 +134,7 @@ def _picture_tables(rank: int, world: int) -> list[list[int]]:
         for first in range(rank * size, -(-SAMPLES // (world * size)) * world * size, world * size):
             some, where = pixels[first : first + size], labels[first : first + size]
             filler = size - len(some)
-            yield Inputs.of_pictures(
+            yield Inputs.of_labelled(
                 torch.cat([some, torch.zeros(filler, 3, 16, 16, dtype=torch.uint8)]),
                 torch.cat([where, torch.full((filler,), IGNORED)]),
             )

@@ -81,7 +81,7 @@ def test_pictures_on_one_rank_and_on_two(trained: Path, tmp_path: Path) -> None:
     ]
     assert found["robustness"]["clean"]["ensemble"]["nll"] == found["members"]["ensemble"]["nll"]
     assert (tmp_path / "1" / "robustness.png").stat().st_size > 5_000
-    assert "corrupted pictures" in alone.stdout and "ECE class ↓" in alone.stdout
+    assert "corrupted inputs" in alone.stdout and "ECE class ↓" in alone.stdout
 
 
 def test_all_values_are_those_of_the_runs_own_validation(trained: Path) -> None:
