@@ -52,7 +52,7 @@ class ModelSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="Chance of every hidden unit (of feed-forward layers, attention heads, channels inside of residual "
-        "blocks) to be dropped for a sample, in training.",
+        "blocks, hidden layers of an mlp) to be dropped for a sample, in training.",
     )
     vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
     hidden: Positive = Field(768, description="Text: width of the residual stream.")

@@ -174,7 +174,7 @@ def misfits(speakers: Sequence[Speaker], where: Path | str, *, data_named: bool)
                 f"{kinds[1]}"
             )
             continue
-        options = [*INPUTS.get(kinds[0], ()), *([] if data_named else [("data", key) for key in WHERE])]
+        options = [*INPUTS[kinds[0]], *([] if data_named else [("data", key) for key in WHERE])]
         for section, key in options:
             values = [getattr(getattr(config, section), key) for config in (one, two)]
             if values[0] != values[1]:
