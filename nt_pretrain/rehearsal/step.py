@@ -227,6 +227,8 @@ def _empty(config: Config, samples: int) -> Inputs:
         return Inputs(
             torch.zeros(samples, 3, size, size, dtype=torch.uint8), torch.zeros(samples, dtype=torch.int64), None
         )
+    if config.model.data == "rows":
+        return Inputs(torch.zeros(samples, config.model.features), torch.zeros(samples, dtype=torch.int64), None)
     tokens = torch.zeros(samples, config.data.sequence_length, dtype=torch.int64)
     return Inputs(tokens, tokens, torch.zeros_like(tokens))
 

@@ -29,7 +29,8 @@ from nt_pretrain.train.block_memory import (
     size_on,
     update_bytes,
 )
-from nt_pretrain.train.picture_memory import picture_memory
+from nt_pretrain.train.picture_memory import PictureMemory, picture_memory
+from nt_pretrain.train.row_memory import RowMemory, row_memory
 from nt_pretrain.train.single_memory import single_growth_bytes, single_saved_bytes, single_topology_bytes
 
 
@@ -89,9 +90,9 @@ def estimate(
 ) -> Memory:
     """Memory of one rank of a mesh that runs ``accumulation`` micro-batches per step."""
     compute, stored, reduced = element_bytes(config)
-    pictures = config.model.sees_pictures
+    kind = config.model.data
     # Networks for pictures gather fp32 weights, of which autocast makes copies to compute with.
-    used = stored if pictures else compute
+    used = stored if kind == "pictures" else compute
     own = own_shapes(shapes, sizes)
     blocks = {name: size_on(b, sizes, _shards(name, sizes)) for name, b in blocks_of(config).items() if name in own}
     held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own.items()}
@@ -118,11 +119,15 @@ def estimate(
     for name, budget in singles.items():
         topology += single_topology_bytes(budget, _shards(name, sizes))
         saved += single_saved_bytes(budget, _shards(name, sizes))
-    parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute, blocks)
+    parts: TextMemory | PictureMemory | RowMemory
+    if kind == "text":
+        parts = _text_memory(config, sizes, compute, blocks)
+    else:
+        parts = (picture_memory if kind == "pictures" else row_memory)(config, sizes, compute)
     moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average
     # Kernels of convolutions gather some pixels at a time, never all of a layer's input.
-    tokens = 0 if pictures else config.train.micro_batch * config.data.sequence_length * sizes.head
+    tokens = 0 if kind != "text" else config.train.micro_batch * config.data.sequence_length * sizes.head
     growth = growth_bytes(
         blocks, config, Beside(parts.loss, _logits_bytes(config, sizes, tokens, compute), parts.activations),
         tokens=tokens, compute=compute, accumulation=accumulation, copies=sizes.replicate,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nt_pretrain.config.family import OF_PICTURES, OF_TEXT
+from nt_pretrain.config.family import unread
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import Shapes, shapes_of
 from nt_pretrain.models.multihead import MultiHead
@@ -43,8 +43,8 @@ class TrainState:
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
     sparse layers of the model. With ``sparsity.backend: block`` topologies are those of ``blocks`` or, of single
     weights, ``singles``; ``layers`` are then only those without inactive weights, which stay dense beside the latter.
-    ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens or pictures), ``seconds`` the time
-    of all attempts. ``activity`` is how often hidden units were active, where some are to be stripped.
+    ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens, pictures or rows), ``seconds`` the
+    time of all attempts. ``activity`` is how often hidden units were active, where some are to be stripped.
     """
 
     model: MultiHead
@@ -214,9 +214,11 @@ def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
         "balance",
     )
     sparsity = config.sparsity.model_dump(mode="json")
-    others = OF_TEXT["model"] if config.model.sees_pictures else ("family", *OF_PICTURES["model"])
+    others = unread(config.model.data)["model"]
+    if config.model.data == "text":
+        others = ("family", *others)  # checkpoints of the time when there was no other have none
     return {
-        "model": config.model.model_dump(mode="json", exclude=set(others)),
+        "model": config.model.model_dump(mode="json", exclude={*others, "dropout"}),
         "optimizer": {"algorithm": config.optim.algorithm},
         "sparsity": {key: sparsity[key] for key in keys} | {"stripped": config.stripping.every_steps > 0},
         "tokenizer": tokenizer_sha256,

@@ -138,7 +138,7 @@ def test_an_override_repairs_the_file(write) -> None:
         (
             "sparsity:\n  group_density: 0.5",
             "x.yaml:2: sparsity.group_density: 0.5 is not allowed; it must be a mapping of embedding, attention, ffn, "
-            "stem, conv1x1, conv3x3, downsample, output to a number > 0 and <= 1",
+            "stem, conv1x1, conv3x3, downsample, linear, output to a number > 0 and <= 1",
         ),
         (
             "optim:\n  betas: [0.9]",
