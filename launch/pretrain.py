@@ -25,7 +25,7 @@ from nt_pretrain.parallel.mesh import (
     world_size_of_launcher,
 )
 from nt_pretrain.train.failures import exit_code_of, fail, is_told_alike, words_of
-from nt_pretrain.train.plan import make_plan, render
+from nt_pretrain.train.phase_plan import render_run
 from nt_pretrain.train.run import run
 
 
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     except ConfigErrors as error:
         return fail(ExitCode.CONFIGURATION, str(error))
     if options.dry_run or options.check:
-        print(render(make_plan(config, world), config))
+        print(render_run(config, world))
         for line in missing_files(config):
             print(f"note: {line}")
         again = shlex.join(["torchrun", "launch/pretrain.py", options.config, *options.overrides])

@@ -17,6 +17,7 @@ from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config, Kind, OptimSection
+from nt_pretrain.methods.calendar import calendar_of, method_problems
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.block_budget import layer_budgets
@@ -29,13 +30,37 @@ PREPARED_BY: dict[Kind, str] = {"text": "text YOUR_TEXTS", "pictures": "images Y
 def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     """Everything that does not fit, one line each, naming the keys and what to change. Empty: the run can start.
 
+    All phases of the method are looked at; what several of them have in common is told once.
+
     Args:
         world_size: number of ranks; None leaves out what depends on it.
     """
+    if found := method_problems(config):
+        return found
+    calendar = calendar_of(config)
+    told: dict[str, str] = {}
+    for phase in calendar:
+        for problem in _problems(phase.config, world_size):
+            told.setdefault(problem, phase.name)
+    several = len(calendar.phases) > 1
+    if several and config.data.curriculum:
+        told[f"data.curriculum: is of one phase; method.name: {config.method.name} has several, leave it out"] = ""
+    # The first phase is the run as people think of it; of others it is told which.
+    first, method = calendar.phases[0].name, config.method.name
+    return [
+        text if name in ("", first) else f"{text} (phase {name} of method.name: {method})"
+        for text, name in told.items()
+    ]
+
+
+def _problems(config: Config, world_size: int | None) -> list[str]:
+    """What does not fit in one phase."""
     found = family_problems(config) + ([] if config.model.classifies else _model(config))
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) if not found else []
-    found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
+    found += (
+        _dropout(config) + _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
+    )
     return found + data_problems(config) + _optimizer(config) + _paths(config)
 
 
@@ -188,6 +213,15 @@ def _groups(config: Config, shapes: Shapes) -> list[str]:
         for group in config.sparsity.group_density
         if group not in sparse
     ]
+
+
+def _dropout(config: Config) -> list[str]:
+    if config.model.dropout and config.parallel.compile:
+        return [
+            f"model.dropout: {config.model.dropout} does not go with parallel.compile, which fixes what a block "
+            "computes; leave one out"
+        ]
+    return []
 
 
 def _schedules(config: Config) -> list[str]:

@@ -11,22 +11,16 @@ import fractions
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Density = Annotated[float, Field(gt=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
+from nt_pretrain.config.method_section import MethodSection
+from nt_pretrain.config.section import Density, Fraction, Inside, NonNegative, Positive, Section
+
 Weight = Annotated[float, Field(ge=0)]
 LaterStep = Annotated[int, Field(ge=2)]
 Kind = Literal["text", "pictures", "rows"]
 """Of data: text is predicted token by token; a picture or a row of numbers has one label."""
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 class RunSection(Section):
@@ -42,7 +36,7 @@ class RunSection(Section):
 class ModelSection(Section):
     """A network cut into one trunk and M heads. Head m owns its last blocks, final norm and output layer.
 
-    Of the options after ``blocks_in_head`` those of the other family may not be given.
+    Of the options after ``dropout`` those of the other family may not be given.
     """
 
     family: Literal["llama", "resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10", "mlp"] = Field(
@@ -53,6 +47,11 @@ class ModelSection(Section):
         0,
         description="Blocks each head owns. 0: norm and output only; all blocks: a deep ensemble, embeddings or stems "
         "too.",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Chance of every hidden unit (of feed-forward layers, attention heads, channels inside of residual "
+        "blocks) to be dropped for a sample, in training.",
     )
     vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
     hidden: Positive = Field(768, description="Text: width of the residual stream.")
@@ -185,6 +184,7 @@ class OptimSection(Section):
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the active gradient; 0: no clipping.")
     warmup_steps: NonNegative = Field(0, description="Linear warm-up from 0.")
     schedule: Literal["cosine", "linear", "wsd", "step"] = Field("cosine", description="Shape after warm-up.")
+    warmup_from: Fraction = Field(0.0, description="Where the warm-up starts, as a share of lr.")
     min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of lr (not for step).")
     decay_fraction: Fraction = Field(0.2, description="wsd only: share of the steps spent in the final decay.")
     milestones: tuple[Inside, ...] = Field(
@@ -364,6 +364,7 @@ class Config(Section):
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection = Field(default_factory=ModelSection)
     sparsity: SparsitySection = Field(default_factory=SparsitySection)
+    method: MethodSection = Field(default_factory=MethodSection)
     data: DataSection = Field(default_factory=DataSection)
     optim: OptimSection = Field(default_factory=OptimSection)
     train: TrainSection = Field(default_factory=TrainSection)

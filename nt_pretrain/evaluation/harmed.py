@@ -1,4 +1,4 @@
-"""A loaded model under harms of its inputs and weights, and on other corpora."""
+"""Loaded models under harms of its inputs and weights, and on other corpora."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nt_pretrain.eval.harms import Harm, harms_of
 from nt_pretrain.eval.robustness import Robustness, Samples, measure_all
 from nt_pretrain.eval.row_noise import RowNoise
 from nt_pretrain.eval.text_noise import with_typing_errors
-from nt_pretrain.evaluation.load import Loaded
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.evaluation.target import of_other_data
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
@@ -42,7 +42,7 @@ def harms_named(words: str | None, config: Config) -> list[Harm]:
 
 def robustness_of(
     config: Config,
-    loaded: Loaded,
+    voices: Voices,
     ranks: Ranks,
     harms: Sequence[Harm],
     domains: Sequence[str],
@@ -50,15 +50,18 @@ def robustness_of(
 ) -> Robustness:
     """Measure under every harm, and on the corpora ``domains``. Collective.
 
+    Args:
+        config: of the data.
+
     Raises:
         DataError: on all ranks; a set cannot be read, or typing errors are wanted of shards that hold tokens.
     """
 
     return measure_all(
-        lambda batches: gather_measures(loaded.model, config, batches, ranks),
+        lambda batches: gather_measures(voices, batches, ranks),
         partial(_samples, config, ranks),
         harms,
-        model=loaded.model,
+        models=voices.models,
         seed=SEED,
         domains={path: partial(_samples, of_other_data(config, path), ranks, None) for path in domains},
         progress=lambda done, total, what: progress(f"robustness {what}", done, total),

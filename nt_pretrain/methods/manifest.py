@@ -48,7 +48,7 @@ class Ensemble:
     Attributes:
         method: name of the method and its options (JSON).
         combiner: how members' predictions become one; both rules are always reported.
-        members: those that speak.
+        members: those that speak; none yet where a run has made only its parent.
         others: what was made on the way and does not speak, such as a parent.
     """
 
@@ -95,8 +95,8 @@ def read_ensemble(path: Path) -> Ensemble:
     except (KeyError, TypeError) as error:
         raise ConfigErrors([f"{path}: a part is missing or of another kind: {error}"]) from None
     names = [each.name for each in members]
-    if not members or len(set(names)) < len(names):
-        raise ConfigErrors([f"{path}: members {names}: at least one, each with a name of its own, are needed"])
+    if len(set(names)) < len(names):
+        raise ConfigErrors([f"{path}: members {names}: each needs a name of its own"])
     return ensemble
 
 

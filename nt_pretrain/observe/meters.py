@@ -66,7 +66,8 @@ class Meter:
         world: number of ranks, for MFU.
         remaining_steps: steps this process still has to make, for the time left.
         samples: what is counted, "tokens", "pictures" or "rows": a word in the names of the values.
-        flops_per_sample: executed floating point operations per trained sample; None leaves MFU out.
+        flops_per_sample: executed floating point operations per trained sample; None leaves MFU out. It may be set
+            anew where another model is trained from there on.
         peak: TFLOP/s of one device from the configuration; 0 looks the device up and leaves MFU out when it is unknown.
         samples_before, hours_before: what earlier processes of this run did.
         clock: seconds that only go up; tests give their own.
@@ -86,7 +87,7 @@ class Meter:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._device, self._world, self._clock = device, world, clock
-        self._word, self._flops_per_sample = samples, flops_per_sample
+        self._word, self.flops_per_sample = samples, flops_per_sample
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak = peak or peak_tflops(name)
         self._remaining, self._done = remaining_steps, 0
@@ -159,8 +160,8 @@ class Meter:
             "memory/peak_bytes": float(self._peak_memory),
             f"{self._word}/total": float(self._samples_total),
         }
-        if self._peak and self._flops_per_sample:
-            flops_per_second = self._flops_per_sample * self._samples / busy
+        if self._peak and self.flops_per_sample:
+            flops_per_second = self.flops_per_sample * self._samples / busy
             values["throughput/mfu"] = flops_per_second / (self._world * self._peak * 1e12)
         self._window_start, self._steps, self._samples, self._waited, self._paused = now, 0, 0, 0.0, 0.0
         return values

@@ -187,8 +187,8 @@ def lay_mesh(
     )
 
 
-def tighten_timeout(ranks: Ranks, seconds: int) -> None:
-    """Once the first step is done a collective that takes longer than ``seconds`` means a lost rank."""
+def set_timeout(ranks: Ranks, seconds: int) -> None:
+    """From now on a collective that takes longer than ``seconds`` means a lost rank."""
     timeout = datetime.timedelta(seconds=seconds)
     for group in [*groups_of(ranks), ranks.saving]:
         dist.distributed_c10d._set_pg_timeout(timeout, group)

@@ -27,7 +27,7 @@ class Checkpoints:
     """Writes the checkpoints of this run, one at a time.
 
     With ``checkpoint.asynchronous`` the loop is held only while the state is copied; ``settle`` is called when the copy
-    is written, at the latest by the next ``save``.
+    is written, at the latest by the next ``save``. ``begun`` are name and first step of the phases up to this one.
     """
 
     config: Config
@@ -37,6 +37,7 @@ class Checkpoints:
     observer: Observer
     identity: dict[str, Any]
     meter: Meter
+    begun: list[tuple[str, int]]
     _background: BackgroundSaver = field(init=False)
     _held_seconds: float = field(init=False, default=0.0)
 
@@ -58,7 +59,11 @@ class Checkpoints:
         self.observer.flush()
         self.state.seconds = self.meter.hours * 3600
         position = position_after(batch, self.ranks).to_json()
-        facts = self.state.facts(self.ranks) | {"position": position, "quarantine": quarantine}
+        facts = self.state.facts(self.ranks) | {
+            "position": position,
+            "quarantine": quarantine,
+            "begun": self.begun,
+        }
         root, step, tensors = self.rundir.checkpoints, self.state.step, self.state.checkpoint_tensors()
         if self.config.checkpoint.asynchronous:
             self._background.start(root, step, tensors, facts, identity=self.identity)

@@ -37,6 +37,15 @@ class Observer:
         self._event("start" if step == 0 else "resume", step, reason, {})
         self._status("running", step, None, reason)
 
+    def phase_begins(self, step: int, text: str, density: dict[str, float]) -> None:
+        """What comes after ``step``, and the readings of its first topology."""
+        self._topology, self._turnover = density, {}
+        self._event("phase", step, text, {}, echo=text)
+
+    def made_member(self, step: int, text: str) -> None:
+        """A member of the ensemble, or its parent, is in place."""
+        self._event("member", step, text, {}, echo=text)
+
     def stepped(self, step: int, values: dict[str, float]) -> None:
         values = values | self._topology
         if self._recorder is not None:

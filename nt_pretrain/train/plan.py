@@ -170,7 +170,7 @@ def _model_in_words(config: Config) -> str:
 
 def _parameters(plan: Plan, config: Config) -> Table:
     # Of layers of blocks the total is that of the dense matrices they stand for.
-    table = _table("parameters", "dense" if plan.executes_active else "total", "active", "density")
+    table = aligned_table("parameters", "dense" if plan.executes_active else "total", "active", "density")
     everything, heads = plan.accounts.all, config.model.heads
     for counts in (dict(plan.accounts.by_group.items()), _parts(plan), {"all": everything}):
         for name, count in counts.items():
@@ -208,7 +208,7 @@ def _parts(plan: Plan) -> dict:
 def _mesh(plan: Plan) -> Table:
     """The axes of the mesh, and what each divides."""
     sizes = plan.sizes
-    table = _table(f"mesh of {sizes.world:,} ranks" if sizes.world > 1 else "one rank", "")
+    table = aligned_table(f"mesh of {sizes.world:,} ranks" if sizes.world > 1 else "one rank", "")
     rows = {
         "replicate": (sizes.replicate, "copies of everything below"),
         "shard": (sizes.shard, "weights, gradients, moments and topologies"),
@@ -222,7 +222,7 @@ def _mesh(plan: Plan) -> Table:
 
 
 def _work(plan: Plan, config: Config) -> Table:
-    table = _table("work", "")
+    table = aligned_table("work", "")
     batch, micro = config.train.global_batch, config.train.micro_batch
     who = "ranks" if plan.sizes.tensor == 1 else f"groups of {plan.sizes.tensor} ranks"
     parts = f"{plan.sizes.data:,} {who} x {plan.accumulation:,} micro-batches of {micro:,}"
@@ -252,10 +252,10 @@ def _work(plan: Plan, config: Config) -> Table:
         rows["density by line"] = f"{became:.4f} of the sparse layers, {asked:.4f} asked"
     dense, active = ("", " (executed)") if plan.executes_active else (" (executed)", "")
     rows |= {
-        f"FLOPs per {one}, dense": f"{_power(plan.flops_per_sample_dense)}{dense}",
-        f"FLOPs per {one}, active": f"{_power(plan.flops_per_sample_active)}{active}",
-        "FLOPs in all, dense": f"{_power(plan.total_flops_dense)}{dense}",
-        "FLOPs in all, active": f"{_power(plan.total_flops_active)}{active}",
+        f"FLOPs per {one}, dense": f"{power(plan.flops_per_sample_dense)}{dense}",
+        f"FLOPs per {one}, active": f"{power(plan.flops_per_sample_active)}{active}",
+        "FLOPs in all, dense": f"{power(plan.total_flops_dense)}{dense}",
+        "FLOPs in all, active": f"{power(plan.total_flops_active)}{active}",
         "one checkpoint": readable_bytes(plan.checkpoint_bytes),
     }
     for name, value in rows.items():
@@ -276,7 +276,7 @@ def _mixture(config: Config) -> dict[int, str]:
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table("memory per rank (estimate)", "")
+    table = aligned_table("memory per rank (estimate)", "")
     memory = plan.memory
     unsharded = " (a whole one, as micro-batches accumulate)" if plan.accumulation > 1 else ""
     rows = {
@@ -310,12 +310,12 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _power(number: int) -> str:
+def power(number: int) -> str:
     mantissa, exponent = f"{number:.3e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
-def _table(*headings: str) -> Table:
+def aligned_table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
     table.add_column(headings[0])
     for heading in headings[1:]:

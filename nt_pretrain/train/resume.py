@@ -9,15 +9,22 @@ from nt_pretrain.checkpoint.load import Found, load_tensors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.position import Position
+from nt_pretrain.methods.manifest import NAME
+from nt_pretrain.methods.phase import Calendar
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.state import TrainState
 
 
-def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks) -> Position:
+def resume(
+    state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks, *, annealing: bool = False
+) -> Position:
     """Read the checkpoint into ``state``; returns the data position after it.
 
     An average of the weights that the checkpoint does not have (``train.ema_decay`` is new) starts from its weights.
+
+    Args:
+        annealing: weights outside of the topology go on being trained.
 
     Raises:
         CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
@@ -39,7 +46,7 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
             f"{found.path} was written by another version of this program: its state lacks {error}. Start a new run "
             "with another run.name, or go on with that version"
         ) from None
-    if config.sparsity.grown_moments != "warm":
+    if config.sparsity.grown_moments != "warm" and not annealing:
         state.forget_inactive_moments()
     digest = state.digest(ranks)
     if digest != saved_digest:
@@ -103,13 +110,16 @@ def _starts_averaging(state: TrainState, found: Found) -> bool:
     return state.average is not None and not found.state.get("averaged", False)
 
 
-def how_to_go_on(config: Config, command: str) -> str:
+def how_to_go_on(config: Config, calendar: Calendar, command: str) -> str:
     """Last words of a finished run."""
     run = f"{config.run.dir}/{config.run.name}"
-    again = " ".join(word for word in command.split(" ") if not word.startswith("train.steps="))
-    return (
-        f"{run} is finished: {config.total_steps:,} steps. What next:\n"
-        f"  picture and summary   python launch/report.py {run}\n"
-        f"  curves                tensorboard --logdir {run}/tensorboard\n"
-        f"  train further         {again} train.steps={config.train.steps * 2}"
-    )
+    lines = [f"{run} is finished: {calendar.total_steps:,} steps. What next:"]
+    lines.append(f"  picture and summary   python launch/report.py {run}")
+    lines.append(f"  curves                tensorboard --logdir {run}/tensorboard")
+    if config.method.name != "none":
+        lines.append(f"  measure the ensemble  python launch/evaluate.py {run}/{NAME}")
+    if len(calendar.phases) == 1:
+        # Phases that are over would have been longer.
+        again = " ".join(word for word in command.split(" ") if not word.startswith("train.steps="))
+        lines.append(f"  train further         {again} train.steps={config.train.steps * 2}")
+    return "\n".join(lines)

@@ -21,6 +21,8 @@ from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Position
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.tokenizer import load_tokenizer
+from nt_pretrain.methods.calendar import calendar_of
+from nt_pretrain.methods.phase import Calendar, Phase
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
@@ -32,11 +34,16 @@ from nt_pretrain.observe.rundir import RunDir, Status
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
+from nt_pretrain.train.anneal import goes_on
+from nt_pretrain.train.begin import initial_state, phase_of
 from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.failures import exit_code_of, explained, words_of
-from nt_pretrain.train.loop import Parts, train, validation_is_due
+from nt_pretrain.train.loop import Parts, validation_is_due
+from nt_pretrain.train.members import Members
 from nt_pretrain.train.observer import Observer
-from nt_pretrain.train.plan import Plan, make_plan, render
+from nt_pretrain.train.phase_plan import render_run
+from nt_pretrain.train.phases import train_phases
+from nt_pretrain.train.plan import Plan, make_plan
 from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
@@ -58,44 +65,54 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     rundir = RunDir(f"{config.run.dir}/{config.run.name}")
     rundir.create()
     open_rank_log(rundir.rank_log(ranks.rank), ranks.rank)
-    plan = make_plan(config, ranks.world)
-    console = _console(config, ranks)
-    console.plain(render(plan, config))
+    calendar = calendar_of(config)
+    console = _console(config, calendar.total_steps, ranks)
+    console.plain(render_run(config, ranks.world))
     lock = _claim(rundir, console, ranks)
     with contextlib.closing(lock) if lock is not None else contextlib.nullcontext():
-        return _run(config, command, ranks, rundir, console, plan)
+        return _run(config, calendar, command, ranks, rundir, console)
 
 
-def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Console, plan: Plan) -> ExitCode:
+def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir: RunDir, console: Console) -> ExitCode:
     requests = Requests(rundir, config.checkpoint, ranks)
     requests.listen()
-    with _failure_in_status(config, ranks, rundir):
-        state = fresh_state(config, ranks)
-        saved_as = identity(config, on_all(ranks, lambda: _tokenizer_hash(config)))
+    with _failure_in_status(calendar.total_steps, config, ranks, rundir):
+        members = Members(config, calendar, rundir, on_all(ranks, lambda: _tokenizer_hash(config)), ranks)
         clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
         found = newest_valid(rundir.checkpoints, group=ranks.control)
-        position = resume(state, found, config, saved_as, ranks) if found else None
-    meter = _meter(config, plan, state, ranks)
-    observer = _observer(rundir, console, meter, config, state, ranks)
+        phase = phase_of(found, calendar, config)
+        state = initial_state(phase, members, ranks) if found is None else fresh_state(phase.config, ranks)
+        saved_as = identity(phase.config, members.tokenizer)
+        position = None
+        if found:
+            annealing = goes_on(phase, found.step - phase.before + 1)
+            position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
+    meter = _meter(config, make_plan(phase.config, ranks.world), state, calendar.total_steps, ranks)
+    observer = _observer(rundir, console, meter, config, state, calendar.total_steps, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:
         observer.warned(state.step, notice)
     opening = first_line(rundir, state, found, config)
     console.event(opening)
-    missed = _misses_validation(rundir, state.step, config, ranks)
-    if state.step >= config.total_steps and not missed:
+    missed = _misses_validation(rundir, state.step, phase, ranks)
+    if state.step >= calendar.total_steps and not missed:
+        with _failure_in_status(calendar.total_steps, config, ranks, rundir):
+            members.emit(phase, state)
         observer.ended("finished", state.step, 0, "already finished")
         observer.close()
-        console.plain(how_to_go_on(config, command))
+        console.plain(how_to_go_on(config, calendar, command))
         return ExitCode.FINISHED
+    members.forget()
     observer.started(state.step, opening)
     if ranks.rank == 0:
         rundir.write_config(to_yaml(config))
         rundir.write_environment(collect())
-    checkpoints = Checkpoints(config, state, ranks, rundir, observer, saved_as, meter)
     watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
+    checkpoints = Checkpoints(phase.config, state, ranks, rundir, observer, saved_as, meter, calendar.begun(phase))
     with contextlib.closing(observer), contextlib.closing(checkpoints), contextlib.closing(watchdog):
         try:
-            validation = Validation(config, state, ranks, rundir, lambda words: observer.warned(state.step, words))
+            validation = Validation(
+                phase.config, state, ranks, rundir, lambda words: observer.warned(state.step, words)
+            )
             loader = on_all(ranks, lambda: _loader(config, ranks, position))
             if loader.changes:
                 observer.warned(state.step, "data.allow_change: going on although " + "; ".join(loader.changes))
@@ -103,12 +120,12 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
             quarantine.restore(found.state.get("quarantine", {}) if found else {})
             if missed:
                 observer.validated(state.step, *validation.measure())
-            parts = Parts(
-                config, ranks, state, loader, quarantine, meter, observer, requests, validation.measure, checkpoints,
-                watchdog,
-            )  # fmt: skip
-            with quarantine.summarised(console.plain, rundir.events):
-                code = train(parts)
+            with quarantine.summarised(console.plain, rundir.events), contextlib.closing(iter(loader)) as batches:
+                parts = Parts(
+                    phase, calendar.total_steps, ranks, state, batches, quarantine, meter, observer, requests,
+                    validation, checkpoints, watchdog,
+                )  # fmt: skip
+                code = train_phases(parts, calendar, members)
         except Exception as caught:
             # Before a save in flight is waited for: the first to speak is taken for the cause.
             error = explained(caught, config, ranks.rank, watchdog, rundir.ranks)
@@ -119,12 +136,12 @@ def _run(config: Config, command: str, ranks: Ranks, rundir: RunDir, console: Co
             if error is caught:
                 raise
             raise error from caught
-        _say_goodbye(code, observer, console, state.step, config, command)
+        _say_goodbye(code, observer, console, state.step, config, calendar, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
 
 
 @contextlib.contextmanager
-def _failure_in_status(config: Config, ranks: Ranks, rundir: RunDir) -> Iterator[None]:
+def _failure_in_status(total_steps: int, config: Config, ranks: Ranks, rundir: RunDir) -> Iterator[None]:
     """What fails before the run has an observer stands in its status all the same."""
     try:
         yield
@@ -135,7 +152,7 @@ def _failure_in_status(config: Config, ranks: Ranks, rundir: RunDir) -> Iterator
             before = rundir.read_status()
             step, code = before.step if before else 0, exit_code_of(error)
             rundir.write_status(
-                Status(state="failed", step=step, total_steps=config.total_steps, exit_code=code, message=words)
+                Status(state="failed", step=step, total_steps=total_steps, exit_code=code, message=words)
             )
         raise
 
@@ -155,30 +172,32 @@ def _claim(rundir: RunDir, console: Console, ranks: Ranks) -> IO[str] | None:
     return None if isinstance(taken, str) else taken
 
 
-def _misses_validation(rundir: RunDir, step: int, config: Config, ranks: Ranks) -> bool:
+def _misses_validation(rundir: RunDir, step: int, phase: Phase, ranks: Ranks) -> bool:
     """Whether the run ended between the checkpoint of ``step`` and the validation that is due after it."""
     misses = torch.zeros((), dtype=torch.int64)
-    if ranks.rank == 0 and step > 0 and validation_is_due(config, step):
+    if ranks.rank == 0 and step > 0 and validation_is_due(phase, step):
         done = any("validation/loss_ensemble" in line for line in read_lines(rundir.metrics) if line["step"] == step)
         misses += not done
     dist.broadcast(misses, src=0, group=ranks.control)
     return bool(misses)
 
 
-def _say_goodbye(code: ExitCode, observer: Observer, console: Console, step: int, config: Config, command: str) -> None:
+def _say_goodbye(
+    code: ExitCode, observer: Observer, console: Console, step: int, config: Config, calendar: Calendar, command: str
+) -> None:
     if code is ExitCode.FINISHED:
         observer.ended("finished", step, 0, "all steps done")
-        console.plain(how_to_go_on(config, command))
+        console.plain(how_to_go_on(config, calendar, command))
     else:
         message = f"saved at step {step:,}; the same command goes on from there"
         observer.ended("stopped", step, int(code), message)
         console.plain(f"{message}:\n  {command}")
 
 
-def _console(config: Config, ranks: Ranks) -> Console:
+def _console(config: Config, total_steps: int, ranks: Ranks) -> Console:
     return Console(
         ranks.rank,
-        total_steps=config.total_steps,
+        total_steps=total_steps,
         world=ranks.world,
         device="gpu" if ranks.device.type == "cuda" else "rank",
         samples=config.model.samples,
@@ -204,11 +223,11 @@ def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoa
     )
 
 
-def _meter(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Meter:
+def _meter(config: Config, plan: Plan, state: TrainState, total_steps: int, ranks: Ranks) -> Meter:
     return Meter(
         device=ranks.device,
         world=ranks.world,
-        remaining_steps=config.total_steps - state.step,
+        remaining_steps=total_steps - state.step,
         samples=plan.samples,
         flops_per_sample=plan.flops_per_sample_executed,
         peak=config.observe.peak_tflops,
@@ -218,10 +237,10 @@ def _meter(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Meter
 
 
 def _observer(
-    rundir: RunDir, console: Console, meter: Meter, config: Config, state: TrainState, ranks: Ranks
+    rundir: RunDir, console: Console, meter: Meter, config: Config, state: TrainState, total_steps: int, ranks: Ranks
 ) -> Observer:
     recorder = None
     if ranks.rank == 0:
         recorder = Recorder(rundir, start_step=state.step, tensorboard=config.observe.tensorboard)
     density = readings.of_topology(state.budgets) if state.budgets else {}
-    return Observer(rundir, console, recorder, meter, total_steps=config.total_steps, density=density)
+    return Observer(rundir, console, recorder, meter, total_steps=total_steps, density=density)

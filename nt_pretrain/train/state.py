@@ -196,7 +196,7 @@ def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
     if config.model.data == "text":
         others = ("family", *others)  # checkpoints of the time when there was no other have none
     return {
-        "model": config.model.model_dump(mode="json", exclude=set(others)),
+        "model": config.model.model_dump(mode="json", exclude={*others, "dropout"}),
         "optimizer": {"algorithm": config.optim.algorithm},
         "sparsity": {key: sparsity[key] for key in keys},
         "tokenizer": tokenizer_sha256,

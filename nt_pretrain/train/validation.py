@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.readings import readings_of
 from nt_pretrain.eval.validate import unigram_loss, validate
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
@@ -49,6 +51,12 @@ class Validation:
             counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
             self._unigram = unigram_loss(counts, text_batches(config, ranks), ranks)
 
+    def of(self, config: Config) -> Validation:
+        """The same in another phase of the run, on the same data."""
+        other = copy.copy(self)
+        other._config = config
+        return other
+
     def measure(self) -> Validated:
         """Of the weights; and of their moving average, if there is one, as ``validation_ema/...``. Collective.
 
@@ -66,9 +74,10 @@ class Validation:
     def _measured(self) -> tuple[dict[str, float], Measures | None]:
         """Of the weights as they are: readings, and all measures where they are taken."""
         config, ranks, model = self._config, self._ranks, self._state.model
+        voices = Voices.of(model, config)
         if config.model.classifies:
             classwise = config.model.classes if config.model.classes <= CLASSWISE else 0
-            measures = gather_measures(model, config, labelled_batches(config, ranks), ranks, classwise=classwise)
+            measures = gather_measures(voices, labelled_batches(config, ranks), ranks, classwise=classwise)
             return readings_of(measures, with_losses=True), measures
         values = validate(model, config, text_batches(config, ranks), ranks)
         if self._unigram is not None:
@@ -76,7 +85,7 @@ class Validation:
         if not config.eval.calibration_sequences:
             return values, None
         first = config.eval.model_copy(update={"sequences": config.eval.calibration_sequences})
-        measures = gather_measures(model, config, text_batches(config.model_copy(update={"eval": first}), ranks), ranks)
+        measures = gather_measures(voices, text_batches(config.model_copy(update={"eval": first}), ranks), ranks)
         return readings_of(measures, with_losses=False) | values, measures
 
     def _figures(self, measures: Measures) -> dict[str, Path]:

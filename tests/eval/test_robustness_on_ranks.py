@@ -18,6 +18,7 @@ from nt_pretrain.eval.harms import Harm, harms_of
 from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.robustness import Samples, measure_all
 from nt_pretrain.eval.text_noise import with_typing_errors
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.state import fresh_state
@@ -39,7 +40,7 @@ def _measured(rank: int, world: int, config: Config) -> str:
     place = {"rank": ranks.data_rank, "world": ranks.sizes.data}
 
     def measure(batches: Iterable[tuple[Tensor, Tensor]]) -> Measures:
-        return gather_measures(model, config, (inputs(*batch) for batch in batches), ranks)
+        return gather_measures(Voices.of(model, config), (inputs(*batch) for batch in batches), ranks)
 
     def samples(harm: Harm | None) -> Samples:
         if pictures:
@@ -50,7 +51,7 @@ def _measured(rank: int, world: int, config: Config) -> str:
 
     names = ["impulse_noise" if pictures else "swap", "weight_dropout"]
     harms = [harm for harm in harms_of(names, data=config.model.data) if harm.severity in (1, 5)]
-    found = measure_all(measure, samples, harms, model=model, seed=4, domains={"own again": partial(samples, None)})
+    found = measure_all(measure, samples, harms, models=[model], seed=4, domains={"own again": partial(samples, None)})
     after = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
     assert all(one.equal(other) for one, other in zip(before, after, strict=True))
     assert found.domains["own again"] == found.clean, "the weights are back, and so are the answers"

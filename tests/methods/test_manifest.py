@@ -24,7 +24,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"format": 9}, "format 9"),
-        ({"members": []}, "at least one"),
         ({"members": [{"name": "a"}]}, "missing"),
         ({"combiner": None, "members": 3}, "of another kind"),
     ],

@@ -1,0 +1,78 @@
+"""The options of methods: which one, and what it reads beside the other sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nt_pretrain.config.section import Fraction, Inside, Positive, Section
+
+MethodName = Literal[
+    "none", "dense", "treenet", "neurotrails", "set", "rigl", "static", "deep_ensemble", "dst_ensemble", "edst",
+    "snapshot", "fge", "prune_and_tune", "subnetworks",
+]  # fmt: skip
+
+
+class MethodSection(Section):
+    """How an ensemble is made: docs/METHODS.md. Each option says which methods read it; others refuse it."""
+
+    name: MethodName = Field(
+        "none", description="The method; none: the sections model and sparsity as they stand, in one phase."
+    )
+    members: Positive | None = Field(
+        None, description="Members of the ensemble; default: model.heads, or 3 where that is 1. Not for one model."
+    )
+    joint: bool = Field(
+        False, description="deep_ensemble: all members in one network, on the same batches, not one after the other."
+    )
+    explore: Inside = Field(0.3333, description="edst: share of train.steps before the first ticket's refinement.")
+    escape_rate: Fraction = Field(
+        0.8, description="edst: prune rate of the one update between tickets (the authors': 0.8); 0: no escape."
+    )
+    refine_lr: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="edst: peak learning rate of a refinement, as a share of optim.lr (the authors': 0.1)."
+    )
+    refine_schedule: Literal["step", "cosine"] = Field(
+        "step", description="edst: refinement falls tenfold at its middle (the authors'), or along a cosine."
+    )
+    lowest_lr: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.05, description="fge: learning rate where members are taken, as a share of optim.lr."
+    )
+    start: Inside = Field(0.8, description="fge: share of train.steps before the short cycles begin.")
+    parent: str = Field(
+        "",
+        description="prune_and_tune, subnetworks: run or checkpoint whose children are tuned; default: a parent is "
+        "trained first.",
+    )
+    parent_share: Inside = Field(
+        0.7, description="prune_and_tune, subnetworks: share of train.steps that the parent is trained for."
+    )
+    tune_share: Fraction = Field(
+        0.05, description="prune_and_tune, subnetworks: share of train.steps that each child is tuned for."
+    )
+    tune_lr: Annotated[float, Field(gt=0.0)] = Field(
+        1.0, description="prune_and_tune, subnetworks: peak learning rate of the tuning, as a share of optim.lr."
+    )
+    masks: Literal["antirandom", "random", "magnitude"] = Field(
+        "antirandom",
+        description="prune_and_tune: pairs of random masks and their complements; independent random ones; or the same "
+        "largest weights for every child.",
+    )
+    sample: Literal["partition", "random"] = Field(
+        "partition", description="subnetworks: children are disjoint parts of the parent, or drawn independently."
+    )
+    annealing: Literal["none", "temperature", "random"] = Field(
+        "none",
+        description="prune_and_tune, subnetworks: a child's masks are drawn at every step, outside of its own weights "
+        "ever more rarely, from one probability for all (temperature) or one for each (random).",
+    )
+    annealing_decay: Literal["linear", "cosine"] = Field("linear", description="How these probabilities move.")
+    annealing_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="Share of a child's steps after which only its own weights are left."
+    )
+    child_density: Inside | None = Field(
+        None,
+        description="prune_and_tune, subnetworks: density of a child; default: one half, of a partition 1 / members, "
+        "and no other is possible for antirandom pairs and partitions.",
+    )

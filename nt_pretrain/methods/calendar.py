@@ -1,0 +1,138 @@
+"""The phases of a run, whichever method it is; and what is wrong with the options of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nt_pretrain.config.method_section import MethodName, MethodSection
+from nt_pretrain.config.schema import Config
+from nt_pretrain.methods import children, cyclic, edst, independent, one_phase
+from nt_pretrain.methods.phase import Calendar, Phase
+from nt_pretrain.methods.settings import members_of
+from nt_pretrain.models.network import block_count
+
+ENSEMBLES = (
+    "treenet", "neurotrails", "deep_ensemble", "dst_ensemble", "edst", "snapshot", "fge", "prune_and_tune",
+    "subnetworks",
+)  # fmt: skip
+CHILDREN = ("prune_and_tune", "subnetworks")
+READ_BY: dict[str, tuple[str, ...]] = {
+    "members": ENSEMBLES,
+    "joint": ("deep_ensemble",),
+    "explore": ("edst",),
+    "escape_rate": ("edst",),
+    "refine_lr": ("edst",),
+    "refine_schedule": ("edst",),
+    "lowest_lr": ("fge",),
+    "start": ("fge",),
+    "parent": CHILDREN,
+    "parent_share": CHILDREN,
+    "tune_share": CHILDREN,
+    "tune_lr": CHILDREN,
+    "masks": ("prune_and_tune",),
+    "sample": ("subnetworks",),
+    "annealing": CHILDREN,
+    "annealing_decay": CHILDREN,
+    "annealing_share": CHILDREN,
+    "child_density": CHILDREN,
+}
+"""Which methods read an option of the section method; tests/methods checks that none is missing."""
+SPARSE = ("neurotrails", "set", "rigl", "static", "dst_ensemble", "edst")
+
+
+def calendar_of(config: Config) -> Calendar:
+    """The phases of a configuration without :func:`method_problems`."""
+    return Calendar.of(phases_of(config.method)(config))
+
+
+def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
+    """What makes the phases of a method."""
+    match method.name:
+        case "none":
+            return one_phase.as_configured
+        case "dense":
+            return one_phase.one_dense
+        case "treenet":
+            return one_phase.treenet
+        case "neurotrails":
+            return one_phase.neurotrails
+        case "set":
+            return one_phase.set_
+        case "rigl":
+            return one_phase.rigl
+        case "static":
+            return one_phase.static
+        case "deep_ensemble":
+            return one_phase.joint_ensemble if method.joint else independent.deep_ensemble
+        case "dst_ensemble":
+            return independent.dst_ensemble
+        case "edst":
+            return edst.phases
+        case "snapshot":
+            return cyclic.snapshot
+        case "fge":
+            return cyclic.fge
+        case "prune_and_tune":
+            return children.prune_and_tune
+        case "subnetworks":
+            return children.subnetworks
+
+
+def method_problems(config: Config) -> list[str]:
+    """Everything that is wrong with the section method, one line each; then the phases can be made."""
+    method = config.method
+    name: MethodName = method.name
+    default = MethodSection()
+    found = [
+        f"method.{option}: has no effect with method.name: {name}; it is read by {', '.join(readers)}"
+        for option, readers in READ_BY.items()
+        if name not in readers and getattr(method, option) != getattr(default, option)
+    ]
+    if name in SPARSE and config.sparsity.density == 1.0:
+        found.append(f"sparsity.density: 1 leaves method.name: {name} nothing to make sparse; lower it, e.g. to 0.2")
+    if name in ENSEMBLES and members_of(config) < 2:
+        found.append(f"method.members: {name} is an ensemble, of at least 2 members, not {members_of(config)}")
+    if name in ("neurotrails", "treenet") and config.model.blocks_in_head == block_count(config.model):
+        found.append(
+            f"model.blocks_in_head: {config.model.blocks_in_head}, all blocks, leave {name} no trunk; give heads "
+            "fewer, or choose method.name: deep_ensemble"
+        )
+    return found + _lengths(config) + _children(config)
+
+
+def _lengths(config: Config) -> list[str]:
+    """Phases of no steps at all."""
+    method, steps, members = config.method, config.total_steps, members_of(config)
+    least = {
+        "edst": round(method.explore * steps) + members,
+        "snapshot": members,
+        "fge": round(method.start * steps) + 2 * members,
+    }.get(method.name, 1)
+    if steps < least:
+        return [f"train.steps: {steps:,} are too few for method.name: {method.name} with {members} members"]
+    if method.name in CHILDREN and round(method.tune_share * steps) < 1:
+        return [
+            f"method.tune_share: {method.tune_share} of {steps:,} train.steps is no step; one would be {1 / steps:.3g}"
+        ]
+    return []
+
+
+def _children(config: Config) -> list[str]:
+    method = config.method
+    if method.name not in CHILDREN:
+        return []
+    found = []
+    if method.parent and method.parent_share != MethodSection().parent_share:
+        found.append("method.parent_share: no parent is trained, since method.parent is given; leave one of them out")
+    if method.annealing == "none":
+        default = MethodSection()
+        found += [
+            f"method.{option}: has no effect without method.annealing; choose temperature or random"
+            for option in ("annealing_decay", "annealing_share")
+            if getattr(method, option) != getattr(default, option)
+        ]
+    fixed = method.masks == "antirandom" if method.name == "prune_and_tune" else method.sample == "partition"
+    if fixed and method.child_density is not None:
+        how = "masks: antirandom" if method.name == "prune_and_tune" else "sample: partition"
+        found.append(f"method.child_density: method.{how} decides it; leave it out, or choose another")
+    return found

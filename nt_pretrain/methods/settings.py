@@ -1,0 +1,26 @@
+"""Parts that methods are put together from: the number of members, one dense or one sparse model of a configuration."""
+
+from __future__ import annotations
+
+from nt_pretrain.config.schema import Config, SparsitySection
+from nt_pretrain.methods.phase import changed
+
+WHOLE_MODEL = {"heads": "all", "head_blocks": "no_vocab"}
+"""Scopes that only an ensemble of heads has, and what they are of a single model."""
+
+
+def members_of(config: Config) -> int:
+    """M, the members of the ensemble that the method makes."""
+    heads = config.model.heads
+    return config.method.members or (heads if heads > 1 else 3)
+
+
+def dense(config: Config) -> Config:
+    """Without a topology."""
+    return config.model_copy(update={"sparsity": SparsitySection()})
+
+
+def single(config: Config) -> Config:
+    """Of one head, its topology over the whole model."""
+    scope = WHOLE_MODEL.get(config.sparsity.scope, config.sparsity.scope)
+    return changed(config, {"model.heads": 1, "model.blocks_in_head": 0, "sparsity.scope": scope})

@@ -1,0 +1,71 @@
+"""The state at the beginning of a phase, or where a killed process has left it."""
+
+from __future__ import annotations
+
+import gc
+
+from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.checkpoint.load import Found
+from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Fresh, Phase
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.train.clone import cloned_state
+from nt_pretrain.train.members import Members
+from nt_pretrain.train.state import TrainState, fresh_state
+
+
+def initial_state(phase: Phase, members: Members, ranks: Ranks) -> TrainState:
+    """The state before the first step of a phase that does not continue another. Collective.
+
+    Raises:
+        CheckpointError: the parent that the phase starts from cannot be used.
+    """
+    if isinstance(phase.start, Clone):
+        return cloned_state(phase, members.parent_of(phase.start), members.tokenizer, ranks)
+    assert isinstance(phase.start, Fresh), f"{phase.name} has nothing to continue"
+    return fresh_state(phase.config, ranks)
+
+
+def go_over(state: TrainState, phase: Phase, members: Members, ranks: Ranks) -> None:
+    """Make ``state``, that at the end of a phase, the one before the first step of the next, ``phase``. Collective.
+
+    What is not continued is gone before the new one is made: no two states need to fit into memory.
+
+    Raises:
+        CheckpointError: as :func:`initial_state`.
+    """
+    if isinstance(phase.start, Continue):
+        return
+    counters = state.step, state.targets, state.seconds
+    for name in ("model", "parameters", "optimizer", "layers", "budgets", "average"):
+        delattr(state, name)
+    gc.collect()
+    vars(state).update(vars(initial_state(phase, members, ranks)))
+    state.step, state.targets, state.seconds = counters
+
+
+def phase_of(found: Found | None, calendar: Calendar, config: Config) -> Phase:
+    """The phase that a checkpoint lies in, at its end at the latest; without one the first.
+
+    Raises:
+        CheckpointError: its run had other phases.
+    """
+    if found is None:
+        return calendar.phases[0]
+    # Checkpoints of versions that knew one phase only do not name it.
+    begun = [tuple(each) for each in found.state.get("begun", [("train", 0)])]
+    number = len(begun) - 1
+    if number >= len(calendar.phases) or calendar.begun(calendar.phases[number]) != begun:
+        then = ", ".join(f"{name} after {before:,} steps" for name, before in begun)
+        now = ", ".join(f"{phase.name} after {phase.before:,} steps" for phase in calendar)
+        raise CheckpointError(
+            f"{found.path} belongs to a run of other phases: {then}; those of method.name: {config.method.name} are "
+            f"now {now}. Set method and train.steps back, or start a new run with another run.name"
+        )
+    phase = calendar.phases[number]
+    if found.step > phase.last and len(calendar.phases) > 1:
+        raise CheckpointError(
+            f"{found.path} lies in phase {phase.name}, which now ends after step {phase.last:,} already; set method "
+            "and train.steps back, or start a new run with another run.name"
+        )
+    return phase

@@ -1,0 +1,85 @@
+"""The state a child starts from: weights and running statistics of a finished parent, some of its units, no moments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nt_pretrain.checkpoint.errors import CheckpointError
+from nt_pretrain.checkpoint.folders import step_of
+from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid, open_checkpoint
+from nt_pretrain.methods.phase import Clone, Phase
+from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.parallel.batch_norm import statistics_of
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.shard import like_parameter
+from nt_pretrain.sparsity.slices import keep_slice
+from nt_pretrain.sparsity.topology import mask_
+from nt_pretrain.train.resume import refuse_other_model
+from nt_pretrain.train.state import TrainState, fresh_state, identity
+from nt_pretrain.train.topology import parts
+
+
+def find_parent(path: Path, ranks: Ranks) -> Found:
+    """The checkpoint of a parent, its files checked: a checkpoint's folder, or the newest of a run. Collective.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if step_of(path) is not None:
+        return open_checkpoint(path, group=ranks.control)
+    found = newest_valid(RunDir(path).checkpoints, group=ranks.control)
+    if found is None:
+        raise CheckpointError(f"{path} is no run with a checkpoint, which children need as their parent")
+    return found
+
+
+def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks) -> TrainState:
+    """The state at the beginning of ``phase``, whose start is a :class:`Clone` of the parent ``found``. Collective.
+
+    Raises:
+        CheckpointError: the parent is of another model or tokenizer, or cannot be read.
+    """
+    assert isinstance(phase.start, Clone)
+    # Its topology may be any; its weights must fit.
+    wanted = {
+        k: v for k, v in identity(phase.config, tokenizer_sha256).items() if k in ("model", "tokenizer", "weights")
+    }
+    refuse_other_model(found, wanted)
+    state = fresh_state(phase.config, ranks)
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in state.parameters.items()}
+    tensors |= {f"model.{name}": buffer for name, buffer in statistics_of(state.model).items()}
+    active: dict[str, int] = found.state["active_units"]
+    for layer in state.layers:
+        layer.active.fill_(True)
+        if active.get(layer.name, layer.budget.units) < layer.budget.units:
+            flags = layer.active.view(torch.uint8)
+            tensors[f"active.{layer.name}"] = like_parameter(flags, state.parameters[layer.name])
+    load_tensors(found.path, tensors, group=ranks.control)
+    if phase.start.keeps is not None:
+        _keep(state, active, phase.start, ranks)
+        if phase.annealing is None:
+            _mask(state)
+    if state.average is not None:
+        state.average.restart()
+    return state
+
+
+def _keep(state: TrainState, active: dict[str, int], start: Clone, ranks: Ranks) -> None:
+    """Cut the layers down to the child's units; all ranks know the budgets of all layers."""
+    assert start.keeps is not None and not state.blocks and not state.singles
+    counts = {name: active.get(name, budget.units) for name, budget in state.budgets.items()}
+    weights = {layer.name: state.optimizer.shards[layer.name].detach() for layer in state.layers}
+    for layers, group in parts(state.layers, ranks):
+        keep_slice(layers, weights, counts, start.keeps, group=group)
+    for name, budget in state.budgets.items():
+        begin, end = start.keeps.units(counts[name])
+        state.budgets[name] = replace(budget, active=end - begin)
+
+
+def _mask(state: TrainState) -> None:
+    with torch.no_grad():
+        for layer in state.layers:
+            mask_(state.optimizer.shards[layer.name], layer.elements(layer.active))

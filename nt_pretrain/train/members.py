@@ -1,0 +1,188 @@
+"""The members a run leaves behind: each a run directory of its own with weights and topology, listed in one manifest.
+
+``RUN/members/NAME`` holds config.yaml and one checkpoint without moments; ``RUN/ensemble.json`` says what speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nt_pretrain.checkpoint.errors import CheckpointError, on_first
+from nt_pretrain.checkpoint.folders import folder_name
+from nt_pretrain.checkpoint.load import Found, open_checkpoint
+from nt_pretrain.checkpoint.manifest import MANIFEST, file_entry
+from nt_pretrain.checkpoint.save import save
+from nt_pretrain.config.load import to_yaml
+from nt_pretrain.config.method_section import MethodSection
+from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.manifest import NAME, Ensemble, Member, read_ensemble, write_ensemble
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Phase, changed
+from nt_pretrain.observe.rundir import RunDir, write_atomic
+from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.train.clone import find_parent
+from nt_pretrain.train.state import TrainState, identity
+
+KEPT = ("model.", "ema.", "active.", "columns.", "ids.")
+"""Tensors of a member, by the beginnings of their names in a checkpoint; moments are not among them."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """Those of one run."""
+
+    config: Config
+    calendar: Calendar
+    rundir: RunDir
+    tokenizer: str
+    ranks: Ranks
+
+    @property
+    def manifest(self) -> Path:
+        return self.rundir.path / NAME
+
+    def folder(self, name: str) -> Path:
+        """Run directory of a member."""
+        return self.rundir.path / "members" / name
+
+    def parent_of(self, start: Clone) -> Found:
+        """The parent's checkpoint; every child of a run gets the same one. Collective.
+
+        Raises:
+            CheckpointError: it is not there, damaged, or no longer the one that the first child had.
+        """
+        path, sha256 = on_first(self.ranks.control, "cannot clone", lambda: self._parent(start))
+        if not sha256:
+            found = find_parent(Path(path), self.ranks)
+            on_first(self.ranks.control, "cannot clone", lambda: self._list_parent(start, found))
+            return found
+        found = open_checkpoint(Path(path), group=self.ranks.control)
+        if on_first(self.ranks.control, "cannot clone", lambda: _hash(found.path)) != sha256:
+            raise CheckpointError(f"{path} is not the parent that {self.manifest} lists; its children need that one")
+        return found
+
+    def emit(self, phase: Phase, state: TrainState) -> str:
+        """Write the member that the end of ``phase`` leaves, and the manifest. Collective.
+
+        What is there already, from before a kill, stays.
+
+        Returns:
+            What to tell people; "" where nothing was written.
+
+        Raises:
+            CheckpointError: on all ranks, when it cannot be written.
+        """
+        if phase.emits and not self._is_there(phase, state.step):
+            self._write(phase, state)
+        if phase.last < self.calendar.total_steps and not phase.emits:
+            return ""
+        doing = f"cannot write {self.manifest}"
+        return on_first(self.ranks.control, doing, lambda: self._list(phase, state.step))
+
+    def forget(self) -> None:
+        """Before more is trained: a manifest of the run's own checkpoint would soon name one that is gone."""
+        if self.ranks.rank == 0 and any(each.path == "." for each in self._listed().members):
+            self.manifest.unlink()
+
+    def _write(self, phase: Phase, state: TrainState) -> None:
+        folder = self.folder(phase.emits)
+        tensors = {name: x for name, x in state.checkpoint_tensors().items() if name.startswith(KEPT)}
+        facts = state.facts(self.ranks) | {"phase": phase.name}
+        own = identity(phase.config, self.tokenizer)
+        doing = f"cannot write {folder}"
+
+        def prepare() -> bool:
+            # Of another attempt, before this run was started anew from an earlier checkpoint.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            run = {"run.dir": str(folder.parent), "run.name": folder.name}
+            alone = changed(phase.config, run).model_copy(update={"method": MethodSection()})
+            write_atomic(folder / "config.yaml", to_yaml(alone))
+            return True
+
+        on_first(self.ranks.control, doing, prepare)
+        save(RunDir(folder).checkpoints, state.step, tensors, facts, identity=own, group=self.ranks.saving)
+
+    def _is_there(self, phase: Phase, step: int) -> bool:
+        """Whether this very member was written before. Collective."""
+
+        def look() -> bool:
+            known = {each.name: each for each in self._all()}
+            member, path = known.get(phase.emits), self._checkpoint(phase, step)
+            return member is not None and (path / MANIFEST).is_file() and _hash(path) == member.sha256
+
+        return on_first(self.ranks.control, f"cannot read {self.manifest}", look)
+
+    def _checkpoint(self, phase: Phase, step: int) -> Path:
+        return (RunDir(self.folder(phase.emits)) if phase.emits else self.rundir).checkpoints / folder_name(step)
+
+    def _list(self, phase: Phase, step: int) -> str:
+        """Add the member of ``phase``, or the run itself where nothing else speaks, to the manifest."""
+        before = self._listed()
+        if not phase.emits and (self.config.method.name == "none" or before.members):
+            return ""
+        member = Member(
+            name=phase.emits or self.config.method.name,
+            path=f"members/{phase.emits}" if phase.emits else ".",
+            step=step,
+            sha256=_hash(self._checkpoint(phase, step)),
+            made=self._made(phase),
+        )
+        lists = {
+            kind: [each for each in getattr(before, kind) if each.name != member.name] + ([member] if mine else [])
+            for kind, mine in (("members", phase.speaks), ("others", not phase.speaks))
+        }
+        method = self.config.method.model_dump(mode="json")
+        write_ensemble(self.rundir.path, Ensemble(method, self.config.eval.ensemble, **lists))
+        what = "speaks" if phase.speaks else "is made on the way"
+        return f"{self.manifest}: {member.name} {what}" + (f", {self.folder(phase.emits)}" if phase.emits else "")
+
+    def _made(self, phase: Phase) -> dict[str, Any]:
+        """How a member was made, enough to make it again."""
+        found: dict[str, Any] = {"phase": phase.name, "steps": phase.steps, "seed": phase.config.run.seed}
+        match phase.start:
+            case Clone(parent, _, keeps):
+                known = {each.name: each.sha256 for each in self._all()}
+                found |= {"from": "clone", "parent": parent, "parent_sha256": known[_listed_as(phase.start)]}
+                found |= {"keeps": asdict(keeps)} if keeps is not None else {}
+            case Continue(escape):
+                found |= {"from": "the phase before"} | ({"escape": escape} if escape else {})
+            case _:
+                found["from"] = "its seed"
+        return found
+
+    def _listed(self) -> Ensemble:
+        if not self.manifest.is_file():
+            return Ensemble({}, self.config.eval.ensemble, [])
+        return read_ensemble(self.manifest)
+
+    def _parent(self, start: Clone) -> tuple[str, str]:
+        """Where the parent lies, and the hash it must have, "" for one from elsewhere that no child had yet."""
+        for each in self._all():
+            if each.name == _listed_as(start):
+                return str(RunDir(self.rundir.path / each.path).checkpoints / folder_name(each.step)), each.sha256
+        if start.given:
+            return start.parent, ""
+        raise CheckpointError(f"{self.manifest} lists no {start.parent}, of which a child is to be made")
+
+    def _list_parent(self, start: Clone, found: Found) -> bool:
+        run = os.path.relpath(found.path.parent.parent, self.rundir.path)
+        parent = Member(_listed_as(start), run, found.step, _hash(found.path), made={"from": start.parent})
+        before = self._listed()
+        write_ensemble(self.rundir.path, replace(before, others=[*before.others, parent]))
+        return True
+
+    def _all(self) -> list[Member]:
+        listed = self._listed()
+        return [*listed.others, *listed.members]
+
+
+def _listed_as(start: Clone) -> str:
+    return "parent" if start.given else start.parent
+
+
+def _hash(checkpoint: Path) -> str:
+    return file_entry(checkpoint / MANIFEST).sha256

@@ -1,0 +1,61 @@
+"""What the phases of a run amount to, before anything is started, and a phase in words."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.calendar import calendar_of
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Phase
+from nt_pretrain.train.plan import aligned_table, make_plan, power, render
+
+
+def render_run(config: Config, world_size: int) -> str:
+    """The plan of the first phase, and all phases where there are several."""
+    calendar = calendar_of(config)
+    first = calendar.phases[0].config
+    text = render(make_plan(first, world_size), first)
+    return text if len(calendar.phases) == 1 else f"{text}\n\n{_phases(config, calendar, world_size)}"
+
+
+def in_words(phase: Phase, calendar: Calendar) -> str:
+    """One line for people."""
+    number = len(calendar.begun(phase))
+    where = f"steps {phase.before + 1:,} to {phase.last:,}"
+    return f"phase {number} of {len(calendar.phases)}, {phase.name}: {where}, from {start_in_words(phase)}"
+
+
+def start_in_words(phase: Phase) -> str:
+    """What a phase starts from."""
+    match phase.start:
+        case Clone(parent, _, keeps):
+            if keeps is None:
+                return parent
+            return f"{parent}, units {keeps.first:.0%} to {keeps.last:.0%} in {keeps.order} order"
+        case Continue(escape):
+            return "the phase before" + (f", escape {escape:g}" if escape else "")
+        case _:
+            return f"seed {phase.config.run.seed}"
+
+
+def _phases(config: Config, calendar: Calendar, world_size: int) -> str:
+    headings = ("steps", "starts from", "density", "active", "FLOPs, all weights", "FLOPs, active", "member")
+    rows = aligned_table(f"phases of method {config.method.name}", *headings)
+    rows.columns[2].justify = rows.columns[7].justify = "left"
+    sums = [0, 0]
+    for phase in calendar:
+        plan = make_plan(phase.config, world_size)
+        sums = [sums[0] + plan.total_flops_dense, sums[1] + plan.total_flops_active]
+        member = phase.emits + ("" if phase.speaks or not phase.emits else " (does not speak)")
+        rows.add_row(
+            f"  {phase.name}", f"{phase.steps:,}", start_in_words(phase), f"{plan.accounts.sparse.density:.4f}",
+            f"{plan.accounts.all.active:,}", power(plan.total_flops_dense), power(plan.total_flops_active), member,
+        )  # fmt: skip
+    rows.add_section()
+    rows.add_row("  all", f"{calendar.total_steps:,}", "", "", "", power(sums[0]), power(sums[1]), "")
+    out = Console(file=io.StringIO(), width=200, color_system=None, highlight=False, markup=False, emoji=False)
+    out.print(rows)
+    assert isinstance(out.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
