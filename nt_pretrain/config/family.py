@@ -12,7 +12,7 @@ READ_BY: tuple[tuple[tuple[Kind, ...], Options], ...] = (
         ("text",),
         {
             "model": (
-                "vocab_size", "hidden", "intermediate", "layers", "attention_heads", "kv_heads", "rope_base",
+                "vocab_size", "hidden", "intermediate", "ffn", "layers", "attention_heads", "kv_heads", "rope_base",
                 "norm_eps", "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
             ),
             "data": ("tokenizer", "sequence_length", "packing"),

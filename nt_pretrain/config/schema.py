@@ -55,7 +55,12 @@ class ModelSection(Section):
     )
     vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
     hidden: Positive = Field(768, description="Text: width of the residual stream.")
-    intermediate: Positive = Field(2048, description="Text: width of the SwiGLU feed-forward layer.")
+    intermediate: Positive = Field(2048, description="Text: hidden units of the feed-forward layer.")
+    ffn: Literal["swiglu", "relu", "relu2"] = Field(
+        "swiglu",
+        description="Text: the feed-forward layer. swiglu: three matrices; relu, relu2: two, with ReLU or its square "
+        "between them, whose hidden units can be exactly 0.",
+    )
     layers: Positive = Field(12, description="Text: blocks on the path of one head: trunk blocks plus blocks_in_head.")
     attention_heads: Positive = Field(12, description="Text: attention heads of a block; must divide hidden.")
     kv_heads: Positive | None = Field(
@@ -164,6 +169,25 @@ class SparsitySection(Section):
         "keep",
         description="A unit that is dropped and wins its place back in the same update: keeps its value (the authors' "
         "code), restarts at zero, or may not be grown.",
+    )
+
+
+class StrippingSection(Section):
+    """Synaptic stripping (arXiv 2302.05818), beside whatever else the run does: hidden units behind a ReLU that are
+    never active lose their most negative incoming weights, for good.
+    """
+
+    every_steps: NonNegative = Field(0, description="Steps between removals; 0: no stripping.")
+    window_steps: NonNegative = Field(
+        0, description="Training steps before each removal whose activity counts; 0: all since the one before."
+    )
+    quantile: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05,
+        description="Of a dead unit's active incoming weights those below this quantile, signs included, are removed. "
+        "0: none, dead units are only counted.",
+    )
+    threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="A unit is dead that is active for no larger share of the tokens or pixels. 0: for none."
     )
 
 
@@ -364,6 +388,7 @@ class Config(Section):
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection = Field(default_factory=ModelSection)
     sparsity: SparsitySection = Field(default_factory=SparsitySection)
+    stripping: StrippingSection = Field(default_factory=StrippingSection)
     method: MethodSection = Field(default_factory=MethodSection)
     data: DataSection = Field(default_factory=DataSection)
     optim: OptimSection = Field(default_factory=OptimSection)

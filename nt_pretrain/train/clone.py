@@ -62,6 +62,12 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
         _keep(state, active, phase.start, ranks)
         if phase.annealing is None:
             _mask(state)
+    else:
+        state.budgets = {
+            name: replace(each, active=active.get(name, each.units)) for name, each in state.budgets.items()
+        }
+        for layer in state.layers:
+            layer.budget = state.budgets[layer.name]
     if state.average is not None:
         state.average.restart()
     return state

@@ -28,6 +28,7 @@ from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
+from nt_pretrain.train.stripping import Stripping
 from nt_pretrain.train.validation import Validation
 
 
@@ -62,6 +63,7 @@ def train(parts: Parts) -> ExitCode:
     """
     state, meter, observer, ranks, watchdog = parts.state, parts.meter, parts.observer, parts.ranks, parts.watchdog
     phase, batches, first = parts.phase, parts.batches, parts.state.step + 1
+    stripping = Stripping(phase, state, ranks, observer)
     while state.step < phase.last:
         step = state.step + 1
         # Whatever is a function of the step counts those of the phase, and uses what the configuration says there.
@@ -74,8 +76,10 @@ def train(parts: Parts) -> ExitCode:
         scores = growth_scores(state, config, ranks, step_in)
         inputs = inputs_of(batch, config, ranks)
         drop = step_dropout(config, step, inputs.samples, ranks)
+        stripping.before_step(step)
         with drawn_masks(state, phase, step_in) as drawn:
             losses = accumulate_gradients(state.model, config, inputs, ranks, scores, drop)
+        stripping.after_gradients(step)
         if is_update_step(config, step_in):
             watchdog.at(step, "updating topologies")
             observer.topology_changed(step, *_update_topology(parts, config, step_in, scores))

@@ -29,6 +29,7 @@ from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
 from nt_pretrain.sparsity.block_budget import layer_budgets, line_budgets, overall
 from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks
 from nt_pretrain.sparsity.schedule import overall_density, update_count
+from nt_pretrain.sparsity.stripping import strippable_budgets
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
 
@@ -116,8 +117,8 @@ def make_plan(config: Config, world_size: int) -> Plan:
         flops_per_sample_dense=flops.total,
         flops_per_sample_active=flops.active,
         executes_active=bool(budgets) and config.sparsity.backend == "block",
-        memory=estimate(config, shapes, budgets, sizes, accumulation=accumulation),
-        checkpoint_bytes=checkpoint_bytes(config, shapes, budgets),
+        memory=estimate(config, shapes, strippable_budgets(config, shapes) | budgets, sizes, accumulation=accumulation),
+        checkpoint_bytes=checkpoint_bytes(config, shapes, strippable_budgets(config, shapes) | budgets),
     )
 
 

@@ -62,9 +62,11 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
     """
     # Checkpoints of versions that knew AdamW only do not name it.
     identity = {"optimizer": {"algorithm": "adamw"}} | found.identity
-    # Likewise of versions that knew one backend and one balance only.
+    # Likewise of versions that knew one backend, one balance and one feed-forward layer only.
     if isinstance(identity.get("sparsity"), dict):
-        identity["sparsity"] = {"backend": "masked", "balance": "layer"} | identity["sparsity"]
+        identity["sparsity"] = {"backend": "masked", "balance": "layer", "stripped": False} | identity["sparsity"]
+    if isinstance(identity.get("model"), dict) and "hidden" in identity["model"]:
+        identity["model"] = {"ffn": "swiglu"} | identity["model"]
     if not all(isinstance(identity.get(key), type(value)) for key, value in wanted.items()):
         raise CheckpointError(
             f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "
