@@ -27,7 +27,8 @@ class ReluUnits:
     Attributes:
         site: path of the module whose output, where it is positive, is the units' activity: ReLU follows at once.
         incoming: name of the weight of which row i leads to unit i.
-        outgoing: name of the weight of which column i leads from unit i; empty where the units go to several layers.
+        outgoing: name of the weight of which column i leads from unit i; empty where they go to
+            several layers or to another module.
         count: of units.
         axis: of the site's output, along which the units lie.
     """

@@ -70,3 +70,18 @@ def test_a_site_is_positive_exactly_where_the_outgoing_layer_is_given_something(
     assert given
     for name, seen in given.items():
         assert torch.equal(seen, positive[name]) and 0 < seen.float().mean() < 1, name
+
+
+def test_units_of_a_perceptron_are_those_of_its_hidden_layers() -> None:
+    torch.manual_seed(0)
+    network = build(ModelSection(family="mlp", features=5, widths=(7, 9), classes=3, heads=2, blocks_in_head=1))
+    found = relu_units(network)
+    assert [(units.incoming, units.count) for units in found] == [
+        ("trunk.blocks.0.linear.weight", 7),
+        ("heads.0.blocks.0.linear.weight", 9),
+        ("heads.1.blocks.0.linear.weight", 9),
+    ]
+    seen: list[torch.Tensor] = []
+    network.get_submodule(found[0].site).register_forward_hook(lambda _, __, out: seen.append(out > 0))
+    hidden = network.trunk_output(torch.randn(4, 5), None)
+    assert torch.equal(seen[0], hidden > 0) and 0 < seen[0].float().mean() < 1
