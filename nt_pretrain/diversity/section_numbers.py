@@ -50,13 +50,13 @@ def overlaps(voices: list[Voice]) -> str:
     if not layers:
         return ""
     lead = hint(
-        "Share of the units active in either of two voices that are active in both (Jaccard index, mean over pairs), "
-        "beside what random topologies of the same density have. Equal numbers: training has moved topologies without "
-        "regard to one another; above: they have found the same places."
+        "Share of the units active in either of two voices that are active in both (Jaccard index): mean over pairs, "
+        "the pairs with the least and the most, and what random topologies of the same density have. Equal numbers: "
+        "training has moved topologies without regard to one another; above: they have found the same places."
     )
     rows = [_overlap_row(layer) for layer in layers[:LAYERS]]
     more = [paragraph(f"and {len(layers) - LAYERS} layers more")] if len(layers) > LAYERS else []
-    head = ("layer", "units", "density", "Jaccard", "of random ones", "ratio")
+    head = ("layer", "units", "density", "Jaccard", "of pairs", "of random ones", "ratio")
     return section("topology", "Topologies", lead, table(head, rows), *more)
 
 
@@ -102,12 +102,14 @@ def _matched(names: list[str], inside: Inside) -> str:
 
 
 def _overlap_row(layer: LayerOverlap) -> list[str]:
-    ratio = layer.jaccard / layer.expected if layer.expected else float("nan")
+    mean, least, most = layer.jaccard
+    ratio = mean / layer.expected if layer.expected else float("nan")
     return [
         cell(text(layer.name), header=True),
         cell(f"{layer.units:,}", number=True),
         cell(f"{layer.density:.1%}", number=True),
-        _shaded(layer.jaccard),
+        _shaded(mean),
+        cell(f"{number(least)} – {number(most)}", number=True),
         _shaded(layer.expected),
         cell(number(ratio, 2), number=True),
     ]
