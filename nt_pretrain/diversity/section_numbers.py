@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nt_pretrain.diversity.activations import spaced
 from nt_pretrain.diversity.inside import BlockCompared, Inside
 from nt_pretrain.diversity.markup import cell, element, hint, number, paragraph, section, shade, table, text
 from nt_pretrain.diversity.topology import LayerOverlap, layer_overlaps, pair_mean
 from nt_pretrain.diversity.voice import Voice
 
+GRIDS = 6
+"""Blocks whose pairs are shown one by one, evenly spaced over all."""
 LAYERS = 40
 """Sparse layers that the table lists one by one; the rest is counted."""
 
@@ -40,7 +43,8 @@ def likeness(voices: list[Voice], inside: Inside) -> str:
                 "its CKA near 1. The hidden units of the feed-forward layer show what is a voice's own."
             )
         )
-    grids = "".join(_figure(block, names) for block in inside.blocks)
+    shown = [inside.blocks[at] for at in spaced(len(inside.blocks), GRIDS).tolist()]
+    grids = "".join(_figure(block, names) for block in shown)
     return section("inside", "Representations", lead, *parts, element("div", grids), _matched(names, inside))
 
 
