@@ -1,5 +1,6 @@
 """Phases of every method, from the configuration alone."""
 
+import itertools
 from typing import get_args
 
 import pytest
@@ -89,7 +90,7 @@ def test_an_escape_is_one_update_in_the_first_step_of_a_refinement() -> None:
 def test_slices_that_meet_leave_no_unit_out(units: int, children: int) -> None:
     ends = [Slice("random", part / children, (part + 1) / children).units(units) for part in range(children)]
     assert ends[0][0] == 0 and ends[-1][1] == units
-    assert all(one[1] == other[0] for one, other in zip(ends, ends[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(ends))
     assert max(end - begin for begin, end in ends) - min(end - begin for begin, end in ends) <= 1
 
 
