@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.section import Density, Fraction, Inside, NonNegative, Positive, Section
 
@@ -397,6 +398,7 @@ class Config(Section):
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     observe: ObserveSection = Field(default_factory=ObserveSection)
+    compare: CompareSection = Field(default_factory=CompareSection)
 
     @property
     def total_steps(self) -> int:

@@ -233,7 +233,7 @@ def _speaker(path: Path, member: Member, overrides: Sequence[str], data: str | N
 
 
 def _tokenizer(speaker: Speaker) -> str:
-    """Hash of the tokenizer that a member was trained with; "" for pictures."""
+    """Hash of the tokenizer that a member was trained with; "" where there is none."""
     assert speaker.target.checkpoint is not None
     return str(read_manifest(speaker.target.checkpoint).identity.get("tokenizer", ""))
 
