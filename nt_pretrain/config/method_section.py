@@ -21,7 +21,9 @@ class MethodSection(Section):
         "none", description="The method; none: the sections model and sparsity as they stand, in one phase."
     )
     members: Positive | None = Field(
-        None, description="Members of the ensemble; default: model.heads, or 3 where that is 1. Not for one model."
+        None,
+        description="Members of the ensemble; default: model.heads, or 3 where that is 1. Of no effect on "
+        "single models.",
     )
     joint: bool = Field(
         False, description="deep_ensemble: all members in one network, on the same batches, not one after the other."
@@ -61,6 +63,15 @@ class MethodSection(Section):
     )
     sample: Literal["partition", "random"] = Field(
         "partition", description="subnetworks: children are disjoint parts of the parent, or drawn independently."
+    )
+    annealing: Literal["none", "temperature", "random"] = Field(
+        "none",
+        description="prune_and_tune, subnetworks: a child's masks are drawn at every step, outside of its own weights "
+        "ever more rarely, from one probability for all (temperature) or one for each (random).",
+    )
+    annealing_decay: Literal["linear", "cosine"] = Field("linear", description="How these probabilities move.")
+    annealing_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="Share of a child's steps after which only its own weights are left."
     )
     child_density: Inside | None = Field(
         None,

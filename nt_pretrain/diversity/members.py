@@ -159,7 +159,7 @@ def _config(target: Target, overrides: list[str], samples: int) -> Config:
 
 def _kind(config: Config) -> str:
     model = config.model
-    return f"{model.classes} classes" if model.sees_pictures else f"a vocabulary of {model.vocab_size}"
+    return f"{model.classes} classes" if model.classifies else f"a vocabulary of {model.vocab_size}"
 
 
 def _check(member: Member, folder: Path) -> None:

@@ -131,7 +131,7 @@ def _of_config(config: Config) -> list[tuple[str, str]]:
     model, sparsity = config.model, config.sparsity
     heads = f"{model.heads} heads" if model.heads > 1 else "1 head"
     rows = [("network", f"{model.family}, {heads}, {model.blocks_in_head} blocks in each head")]
-    if not model.sees_pictures:
+    if not model.classifies:
         rows.append(("size", f"hidden {model.hidden:,}, {model.layers} blocks, vocabulary {model.vocab_size:,}"))
     if sparsity.density < 1:
         rows.append(

@@ -17,7 +17,6 @@ ENSEMBLES = (
 )  # fmt: skip
 CHILDREN = ("prune_and_tune", "subnetworks")
 READ_BY: dict[str, tuple[str, ...]] = {
-    "members": ENSEMBLES,
     "joint": ("deep_ensemble",),
     "explore": ("edst",),
     "escape_rate": ("edst",),
@@ -31,9 +30,13 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "tune_lr": CHILDREN,
     "masks": ("prune_and_tune",),
     "sample": ("subnetworks",),
+    "annealing": CHILDREN,
+    "annealing_decay": CHILDREN,
+    "annealing_share": CHILDREN,
     "child_density": CHILDREN,
 }
-"""Which methods read an option of the section method; tests/methods checks that none is missing."""
+"""Which methods read an option of the section method; all may be told the number of members, so that one configuration
+serves an ensemble and the single model it is compared with. tests/methods checks that no option is missing."""
 SPARSE = ("neurotrails", "set", "rigl", "static", "dst_ensemble", "edst")
 
 
@@ -121,6 +124,13 @@ def _children(config: Config) -> list[str]:
     found = []
     if method.parent and method.parent_share != MethodSection().parent_share:
         found.append("method.parent_share: no parent is trained, since method.parent is given; leave one of them out")
+    if method.annealing == "none":
+        default = MethodSection()
+        found += [
+            f"method.{option}: has no effect without method.annealing; choose temperature or random"
+            for option in ("annealing_decay", "annealing_share")
+            if getattr(method, option) != getattr(default, option)
+        ]
     fixed = method.masks == "antirandom" if method.name == "prune_and_tune" else method.sample == "partition"
     if fixed and method.child_density is not None:
         how = "masks: antirandom" if method.name == "prune_and_tune" else "sample: partition"
