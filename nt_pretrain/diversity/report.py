@@ -61,7 +61,7 @@ def write_report(wanted: Wanted, curves: Path | None, progress: Progress, tell: 
         ("run", "run", section_run.facts(rundir, ensemble)),
         ("numbers", "validation", section_run.numbers(rundir, ensemble)),
         ("curves", "curves", section_run.curves(curves)),
-        ("evaluation", "evaluation", section_run.evaluation(rundir)),
+        ("evaluation", "evaluation", section_run.evaluation(rundir, ensemble)),
     ]
     heading = title(rundir)
     rundir.report.mkdir(parents=True, exist_ok=True)
