@@ -22,8 +22,8 @@ class CompareSection(Section):
     )
     claims: dict[Name, Claim] = Field(
         default_factory=dict,
-        description="A claim in words to what is tested by differences over seeds: [row, measure of its ensemble, lower "
-        "or higher, other row].",
+        description="A claim in words to what is tested by differences over seeds: [row, measure of its ensemble, "
+        "lower or higher, other row].",
     )
     seeds: Positive = Field(2, description="Runs of each row, with seeds 0, 1, ...")
     budget: Literal["steps", "flops"] = Field(
