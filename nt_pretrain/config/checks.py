@@ -102,7 +102,13 @@ def _model(config: Config) -> list[str]:
     model = config.model
     found = []
     head_dim, rest = divmod(model.hidden, model.attention_heads)
-    if rest:
+    if model.head_width is not None:
+        if model.head_width % 2:
+            found.append(
+                f"model.head_width: {model.head_width} must be even, as rotary positions need; nearest that are: "
+                f"{multiples_near(model.head_width, 2)}"
+            )
+    elif rest:
         near = multiples_near(model.hidden, model.attention_heads)
         found.append(
             f"model.hidden: {model.hidden} is not divisible by model.attention_heads {model.attention_heads}; "
@@ -177,7 +183,7 @@ def _sparsity(config: Config) -> list[str]:
 def _blocks(config: Config, shapes: Shapes) -> list[str]:
     """Widths of the model that a block of ``sparsity.unit`` does not divide."""
     model, unit = config.model, config.sparsity.unit
-    kv_width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
+    kv_width = model.head_dim * (model.kv_heads or model.attention_heads)
     sparse = {extent for name in sparse_names(shapes, config.sparsity.scope) for extent in shapes[name]}
     widths = {
         "model.vocab_size": model.vocab_size,
@@ -185,6 +191,8 @@ def _blocks(config: Config, shapes: Shapes) -> list[str]:
         "model.intermediate": model.intermediate,
         "model.kv_heads * head width": kv_width,
     }
+    if model.head_width is not None:
+        widths["model.attention_heads * model.head_width"] = model.attention_heads * model.head_width
     found = []
     for key, width in widths.items():
         if width in sparse and width % unit:

@@ -7,8 +7,8 @@ from nt_pretrain.models.network import vision_of
 
 OF_TEXT = {
     "model": (
-        "vocab_size", "hidden", "intermediate", "layers", "attention_heads", "kv_heads", "rope_base", "norm_eps",
-        "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
+        "vocab_size", "hidden", "intermediate", "layers", "attention_heads", "head_width", "kv_heads", "rope_base",
+        "norm_eps", "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
     ),
     "data": ("tokenizer", "sequence_length", "packing"),
     "train": ("loss_chunk",),
@@ -16,7 +16,7 @@ OF_TEXT = {
 }  # fmt: skip
 """Options that networks for pictures do not read."""
 OF_PICTURES = {
-    "model": ("classes", "small_stem", "output_bias", "zero_last_norm"),
+    "model": ("classes", "channels", "small_stem", "output_bias", "zero_last_norm"),
     "data": ("picture_size", "picture_shorter", "picture_area", "picture_jitter"),
     "train": ("label_smoothing",),
     "parallel": ("batch_norm",),

@@ -50,7 +50,12 @@ class ModelSection(Section):
     hidden: Positive = Field(768, description="Text: width of the residual stream.")
     intermediate: Positive = Field(2048, description="Text: width of the SwiGLU feed-forward layer.")
     layers: Positive = Field(12, description="Text: blocks on the path of one head: trunk blocks plus blocks_in_head.")
-    attention_heads: Positive = Field(12, description="Text: attention heads of a block; must divide hidden.")
+    attention_heads: Positive = Field(
+        12, description="Text: attention heads of a block; must divide hidden unless head_width is given."
+    )
+    head_width: Positive | None = Field(
+        None, description="Text: dimensions of an attention head, an even number; default hidden / attention_heads."
+    )
     kv_heads: Positive | None = Field(
         None, description="Text: key/value heads (grouped-query); default attention_heads."
     )
@@ -67,6 +72,11 @@ class ModelSection(Section):
     document_mask: bool = Field(False, description="Text: attention stays inside a packed document.")
     final_norm_twice: bool = Field(False, description="Text, parity: the authors' heads apply the final norm twice.")
     classes: Positive = Field(1000, description="Pictures: classes of the classifier; must equal those of the data.")
+    channels: tuple[Positive, ...] | None = Field(
+        None,
+        description="Pictures: channels of the stem, then those inside the blocks of each stage; default: the "
+        "family's, such as [64, 64, 128, 256, 512] of resnet18, resnet34 and resnet50.",
+    )
     small_stem: bool = Field(
         False, description="Pictures: a 3x3 stem at full size instead of 7x7 with pooling, for sizes of 32 or 64."
     )
@@ -74,6 +84,11 @@ class ModelSection(Section):
     zero_last_norm: bool = Field(
         False, description="Pictures: the last gain of each residual block starts at 0 (arXiv 1706.02677)."
     )
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of an attention head: ``head_width``, or what its default stands for."""
+        return self.head_width or self.hidden // self.attention_heads
 
     @property
     def sees_pictures(self) -> bool:

@@ -31,6 +31,8 @@ def exportable(config: Config, head: int, *, world: int) -> VisionModel:
     wrong = [f"{world} ranks were started; an export takes one process, without torchrun"] if world > 1 else []
     if not model.sees_pictures or vision_of(model).is_for_small_pictures:
         wrong.append(f"model.family {model.family} has no layout in timm; resnet18, resnet34 and resnet50 have")
+    elif model.channels is not None:
+        wrong.append(f"model.channels {list(model.channels)}: timm's {model.family} has channels of its own")
     if not 0 <= head < model.heads:
         wrong.append(f"--head {head}: there is none; the run has heads 0 to {model.heads - 1}")
     if wrong:

@@ -9,7 +9,7 @@ from nt_pretrain.models import multihead
 from nt_pretrain.models.init import initial_values
 from nt_pretrain.models.llama import Context, make_context
 from nt_pretrain.models.multihead import MultiHead
-from nt_pretrain.models.vision import BLOCKS, VisionModel, build_vision
+from nt_pretrain.models.vision import STAGES, VisionModel, build_vision
 from nt_pretrain.models.vision_init import initial_vision_values
 
 
@@ -29,6 +29,7 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
         output_bias=model.output_bias,
         zero_last_norm=model.zero_last_norm,
         label_smoothing=label_smoothing,
+        channels=model.channels,
     )
 
 
@@ -57,4 +58,4 @@ def context_of(model: ModelSection, documents: Tensor | None) -> Context | None:
 
 def block_count(model: ModelSection) -> int:
     """Blocks on the path of one head: trunk blocks plus ``blocks_in_head``."""
-    return model.layers if model.family == "llama" else len(BLOCKS[model.family])
+    return model.layers if model.family == "llama" else sum(STAGES[model.family])
