@@ -62,6 +62,15 @@ class MethodSection(Section):
     sample: Literal["partition", "random"] = Field(
         "partition", description="subnetworks: children are disjoint parts of the parent, or drawn independently."
     )
+    annealing: Literal["none", "temperature", "random"] = Field(
+        "none",
+        description="prune_and_tune, subnetworks: a child's masks are drawn at every step, outside of its own weights "
+        "ever more rarely, from one probability for all (temperature) or one for each (random).",
+    )
+    annealing_decay: Literal["linear", "cosine"] = Field("linear", description="How these probabilities move.")
+    annealing_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="Share of a child's steps after which only its own weights are left."
+    )
     child_density: Inside | None = Field(
         None,
         description="prune_and_tune, subnetworks: density of a child; default: one half, of a partition 1 / members, "

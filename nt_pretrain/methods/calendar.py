@@ -31,6 +31,9 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "tune_lr": CHILDREN,
     "masks": ("prune_and_tune",),
     "sample": ("subnetworks",),
+    "annealing": CHILDREN,
+    "annealing_decay": CHILDREN,
+    "annealing_share": CHILDREN,
     "child_density": CHILDREN,
 }
 """Which methods read an option of the section method; tests/methods checks that none is missing."""
@@ -121,6 +124,13 @@ def _children(config: Config) -> list[str]:
     found = []
     if method.parent and method.parent_share != MethodSection().parent_share:
         found.append("method.parent_share: no parent is trained, since method.parent is given; leave one of them out")
+    if method.annealing == "none":
+        default = MethodSection()
+        found += [
+            f"method.{option}: has no effect without method.annealing; choose temperature or random"
+            for option in ("annealing_decay", "annealing_share")
+            if getattr(method, option) != getattr(default, option)
+        ]
     fixed = method.masks == "antirandom" if method.name == "prune_and_tune" else method.sample == "partition"
     if fixed and method.child_density is not None:
         how = "masks: antirandom" if method.name == "prune_and_tune" else "sample: partition"

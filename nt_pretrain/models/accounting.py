@@ -36,7 +36,7 @@ class Accounts:
     """Parameters of a model.
 
     Attributes:
-        by_group: embedding, attention, ffn, output, norm; only groups that exist.
+        by_group: embedding, attention, ffn, linear, output, norm; only groups that exist.
         by_part: ``trunk`` (absent in a deep ensemble), ``heads.0``, ``heads.1``, ...
         per_token: weights that one token is multiplied with on its way through trunk and all heads: every matrix but
             the embedding, which is looked up.
@@ -80,11 +80,16 @@ def blocks_on_all_paths(model: ModelSection) -> int:
 def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
     """Floating point operations of attention scores and their weighted sums per trained token, forward and backward.
 
-    Per block 2 products of 2 * W * T operations, W the width of all its attention heads together (in general that of the
-    model), thrice (forward, and two products each in backward), halved since attention is causal: 12 * W * T / 2. Every
-    head counts.
+    Per block 2 products of 2 * W * T operations, W the width of all its attention heads together (in general that of
+    the model), thrice (forward, and two products each in backward), halved since attention is causal: 12 * W * T / 2.
+    Every head counts.
     """
     return 6 * model.attention_heads * model.head_dim * sequence_length * blocks_on_all_paths(model)
+
+
+def matrix_weights(shapes: Shapes, budgets: dict[str, LayerBudget]) -> Count:
+    """Weights of all matrices: each is multiplied with once for a row on its way through trunk and all heads."""
+    return _sum(_count(shape, budgets.get(name)) for name, shape in shapes.items() if len(shape) == 2)
 
 
 def flops_per_token(per_token: int, attention: int) -> int:

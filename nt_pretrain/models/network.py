@@ -8,6 +8,8 @@ from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.models import multihead
 from nt_pretrain.models.init import initial_values
 from nt_pretrain.models.llama import Context, make_context
+from nt_pretrain.models.mlp import MlpModel, build_mlp
+from nt_pretrain.models.mlp_init import initial_mlp_values
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.models.vision import STAGES, VisionModel, build_vision
 from nt_pretrain.models.vision_init import initial_vision_values
@@ -19,7 +21,7 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
     Raises:
         ValueError: there is none; a line for each reason.
     """
-    assert model.family != "llama"
+    assert model.family != "llama" and model.family != "mlp"
     return VisionModel(
         family=model.family,
         classes=model.classes,
@@ -33,29 +35,51 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
     )
 
 
+def mlp_of(model: ModelSection, label_smoothing: float = 0.0) -> MlpModel:
+    """The network for rows that ``model`` describes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return MlpModel(
+        features=model.features,
+        widths=model.widths,
+        classes=model.classes,
+        heads=model.heads,
+        blocks_in_head=model.blocks_in_head,
+        label_smoothing=label_smoothing,
+    )
+
+
 def build(model: ModelSection, heads: range | None = None, *, label_smoothing: float = 0.0) -> MultiHead:
     """The network with all heads, or only those numbered ``heads``. Values are torch's defaults.
 
     Args:
-        label_smoothing: of the loss of networks for pictures.
+        label_smoothing: of the loss of networks for pictures and rows.
     """
-    if model.sees_pictures:
+    if model.data == "pictures":
         return build_vision(vision_of(model, label_smoothing), heads)
+    if model.data == "rows":
+        return build_mlp(mlp_of(model, label_smoothing), heads)
     return multihead.build(model, heads)
 
 
 def values_of(name: str, shape: tuple[int, ...], index: Tensor, *, seed: int, model: ModelSection) -> Tensor:
     """Initial values (fp32) of parameter ``name`` of ``shape`` at flat global element numbers ``index`` (int64)."""
-    if model.sees_pictures:
+    if model.data == "pictures":
         return initial_vision_values(name, shape, index, seed=seed, model=vision_of(model))
+    if model.data == "rows":
+        return initial_mlp_values(name, shape, index, seed=seed)
     return initial_values(name, index, seed=seed, model=model)
 
 
 def context_of(model: ModelSection, documents: Tensor | None) -> Context | None:
-    """What trunk and heads need beside their inputs: of text [S, T] its documents; of pictures nothing."""
+    """What trunk and heads need beside their inputs: of text [S, T] its documents; of others nothing."""
     return None if documents is None else make_context(model, documents)
 
 
 def block_count(model: ModelSection) -> int:
     """Blocks on the path of one head: trunk blocks plus ``blocks_in_head``."""
-    return model.layers if model.family == "llama" else sum(STAGES[model.family])
+    if model.family == "llama":
+        return model.layers
+    return len(model.widths) if model.family == "mlp" else sum(STAGES[model.family])

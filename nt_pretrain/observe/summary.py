@@ -61,7 +61,7 @@ def results(rundir: RunDir) -> list[str]:
     rows = read_lines(rundir.metrics)
     lines = _perplexities(rows)
     hours = last(rows, "time/hours")
-    for samples in ("tokens", "pictures"):
+    for samples in ("tokens", "pictures", "rows"):
         count = last(rows, f"{samples}/total")
         if count is not None and hours is not None:
             lines.append(f"trained on {count:,.0f} {samples} in {duration(hours * 3600)}")

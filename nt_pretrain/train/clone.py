@@ -60,6 +60,14 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     load_tensors(found.path, tensors, group=ranks.control)
     if phase.start.keeps is not None:
         _keep(state, active, phase.start, ranks)
+        if phase.annealing is None:
+            _mask(state)
+    else:
+        state.budgets = {
+            name: replace(each, active=active.get(name, each.units)) for name, each in state.budgets.items()
+        }
+        for layer in state.layers:
+            layer.budget = state.budgets[layer.name]
     if state.average is not None:
         state.average.restart()
     return state
@@ -75,6 +83,9 @@ def _keep(state: TrainState, active: dict[str, int], start: Clone, ranks: Ranks)
     for name, budget in state.budgets.items():
         begin, end = start.keeps.units(counts[name])
         state.budgets[name] = replace(budget, active=end - begin)
+
+
+def _mask(state: TrainState) -> None:
     with torch.no_grad():
         for layer in state.layers:
             mask_(state.optimizer.shards[layer.name], layer.elements(layer.active))

@@ -20,6 +20,7 @@ from nt_pretrain.models.accounting import (
     account,
     attention_flops_per_token,
     flops_per_token,
+    matrix_weights,
     shapes_of,
 )
 from nt_pretrain.models.groups import group_of
@@ -28,6 +29,7 @@ from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
 from nt_pretrain.sparsity.block_budget import layer_budgets, line_budgets, overall
 from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks
 from nt_pretrain.sparsity.schedule import overall_density, update_count
+from nt_pretrain.sparsity.stripping import strippable_budgets
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
 
@@ -42,8 +44,8 @@ class Plan:
         by_line: with ``sparsity.balance: line``, the density of all sparse layers that was asked for, and what as many
             whole blocks in every line of a layer make of it.
         accumulation: micro-batches per rank and step.
-        samples: what is counted, "tokens" or "pictures".
-        sequences_per_rank: sequences or pictures of one rank and step.
+        samples: what is counted, "tokens", "pictures" or "rows".
+        sequences_per_rank: sequences, pictures or rows of one rank and step.
         flops_per_sample_dense: operations per trained sample with all weights, which the masked backend executes:
             inactive weights are multiplied as zeros.
         flops_per_sample_active: operations per trained sample with active weights only, which the block backend
@@ -95,7 +97,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
     sizes = mesh_sizes(config, world_size)
     sequences = config.train.global_batch // sizes.data
     accumulation = max(1, sequences // config.train.micro_batch)
-    samples = config.train.global_batch * (1 if config.model.sees_pictures else config.data.sequence_length)
+    samples = config.train.global_batch * (1 if config.model.classifies else config.data.sequence_length)
     single = config.model.model_copy(update={"heads": 1})
     return Plan(
         sizes=sizes,
@@ -115,15 +117,18 @@ def make_plan(config: Config, world_size: int) -> Plan:
         flops_per_sample_dense=flops.total,
         flops_per_sample_active=flops.active,
         executes_active=bool(budgets) and config.sparsity.backend == "block",
-        memory=estimate(config, shapes, budgets, sizes, accumulation=accumulation),
-        checkpoint_bytes=checkpoint_bytes(config, shapes, budgets),
+        memory=estimate(config, shapes, strippable_budgets(config, shapes) | budgets, sizes, accumulation=accumulation),
+        checkpoint_bytes=checkpoint_bytes(config, shapes, strippable_budgets(config, shapes) | budgets),
     )
 
 
 def _flops_per_sample(config: Config, accounts: Accounts, budgets: dict[str, LayerBudget]) -> Count:
-    """Operations of training on one token or picture: of all weights, and of the active ones."""
-    if config.model.sees_pictures:
+    """Operations of training on one token, picture or row: of all weights, and of the active ones."""
+    if config.model.data == "pictures":
         return flops_per_picture(picture_cost(vision_of(config.model), config.data.picture_size, budgets).all)
+    if config.model.data == "rows":
+        weights = matrix_weights(shapes_of(config.model), budgets)
+        return Count(*(flops_per_token(each, 0) for each in (weights.total, weights.active)))
     attention = attention_flops_per_token(config.model, config.data.sequence_length)
     return Count(*(flops_per_token(each, attention) for each in (accounts.per_token.total, accounts.per_token.active)))
 
@@ -153,7 +158,7 @@ def _model_in_words(config: Config) -> str:
         shape = f"a deep ensemble of {model.heads} models of {blocks} blocks"
     else:
         shape = f"{model.heads} heads of {model.blocks_in_head} blocks on a trunk of {trunk}"
-    if model.sees_pictures:
+    if model.classifies:
         shape = f"{model.family}, {shape}"
     if sparsity.density == 1.0:
         return f"{shape}, dense"
@@ -222,14 +227,14 @@ def _work(plan: Plan, config: Config) -> Table:
     batch, micro = config.train.global_batch, config.train.micro_batch
     who = "ranks" if plan.sizes.tensor == 1 else f"groups of {plan.sizes.tensor} ranks"
     parts = f"{plan.sizes.data:,} {who} x {plan.accumulation:,} micro-batches of {micro:,}"
-    pictures = config.model.sees_pictures
-    what, one = ("pictures", "picture") if pictures else ("sequences", "token")
+    text = config.model.data == "text"
+    what, one = ("sequences" if text else plan.samples), plan.samples.removesuffix("s")
     rows = {
         f"{what} per step": f"{batch:,} = {parts}",
         f"{what} per rank and step": f"{plan.sequences_per_rank:,}",
         "lanes of data": f"{plan.lanes:,}, {plan.lanes // plan.sizes.data:,} per rank",
     }
-    if not pictures:
+    if text:
         length = config.data.sequence_length
         rows["tokens per step"] = f"{plan.samples_per_step:,} (sequences of {length:,})"
     rows |= {
