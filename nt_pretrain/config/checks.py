@@ -19,6 +19,7 @@ from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config, Kind, OptimSection
 from nt_pretrain.config.stripping import stripping_problems
 from nt_pretrain.methods.calendar import calendar_of, method_problems
+from nt_pretrain.methods.phase import Part
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.block_budget import layer_budgets
@@ -41,8 +42,10 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     calendar = calendar_of(config)
     told: dict[str, str] = {}
     for phase in calendar:
-        for problem in _problems(phase.config, world_size):
-            told.setdefault(problem, phase.name)
+        wider = [phase.start.wide] if isinstance(phase.start, Part) else []
+        for each in [*wider, phase.config]:
+            for problem in _problems(each, world_size):
+                told.setdefault(problem, phase.name)
     several = len(calendar.phases) > 1
     if several and config.data.curriculum:
         told[f"data.curriculum: is of one phase; method.name: {config.method.name} has several, leave it out"] = ""
