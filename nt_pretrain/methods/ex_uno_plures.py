@@ -34,7 +34,9 @@ def phases(config: Config) -> list[Phase]:
     found, parent = [], method.parent
     if not parent and method.parent_share:
         steps = max(1, round(method.parent_share * config.total_steps))
-        found.append(Phase("parent", of_length(wide, steps), Fresh(), emits="parent", speaks=False))
+        # The whole schedule in a shorter time, warm-up too.
+        warmup = {"optim.warmup_steps": round(method.parent_share * config.warmup_steps)}
+        found.append(Phase("parent", of_length(wide, steps, warmup), Fresh(), emits="parent", speaks=False))
         parent = "parent"
     for number in range(members):
         model = narrower(wide.model, number, members, method.residual)

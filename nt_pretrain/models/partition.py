@@ -108,7 +108,8 @@ def undealable(model: ModelSection, of: int, residual: Residual) -> list[str]:
         if len(beside) > 1:
             found.append(
                 f"model.channels: {list(_channels(model))} dealt to {of} members are "
-                f"{[list(each) for each in parts]}, of which some only have as many channels in the stem as after the first block; change the first two"
+                f"{[list(each) for each in parts]}: some, not all, have as many channels in the stem as after the "
+                "first block; change the first two numbers"
             )
     return found
 
