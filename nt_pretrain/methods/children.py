@@ -19,6 +19,8 @@ from nt_pretrain.methods.settings import dense, members_of, shaped, single
 WARMUP = 0.1
 """Share of the tuning that warms up, to fall along a cosine to FLOOR afterwards."""
 FLOOR = 1e-6
+PARENT_SHARE = 0.7
+"""Default of ``method.parent_share``."""
 
 
 def prune_and_tune(config: Config) -> list[Phase]:
@@ -52,7 +54,8 @@ def _family(config: Config, slices: list[Slice]) -> list[Phase]:
     method, model = config.method, single(dense(config))
     found = []
     if not method.parent:
-        steps = max(1, round(method.parent_share * config.total_steps))
+        share = PARENT_SHARE if method.parent_share is None else method.parent_share
+        steps = max(1, round(share * config.total_steps))
         found.append(Phase("parent", of_length(model, steps), Fresh(), emits="parent", speaks=False))
     steps = max(1, round(method.tune_share * config.total_steps))
     for child, kept in enumerate(slices):
