@@ -8,7 +8,7 @@ from nt_pretrain.models.network import vision_of
 OF_TEXT = {
     "model": (
         "vocab_size", "hidden", "intermediate", "layers", "attention_heads", "kv_heads", "rope_base", "norm_eps",
-        "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
+        "init_std", "embedding_init_std", "rank", "factor_gain", "document_mask", "final_norm_twice",
     ),
     "data": ("tokenizer", "sequence_length", "packing"),
     "train": ("loss_chunk",),

@@ -61,14 +61,14 @@ def gather_measures(
         progress: told the batches that are done.
     """
     measures = Measures.zeros(
-        config.model.heads, classwise=classwise, temperatures=temperatures, device=ranks.device
+        config.model.voices, classwise=classwise, temperatures=temperatures, device=ranks.device
     )  # fmt: skip
     for done, words in enumerate(said(model, config, batches, ranks), start=1):
         measures.add(words.logits, words.labels)
         if progress is not None:
             progress(done)
     # On the CPU: thousands of small values are read off it, each of which a GPU would be waited for.
-    whole = Measures.zeros(config.model.heads, classwise=classwise, temperatures=temperatures)
+    whole = Measures.zeros(config.model.voices, classwise=classwise, temperatures=temperatures)
     whole.take(summed_over_ranks(measures.table(), ranks))
     return whole
 
@@ -124,6 +124,8 @@ def _forward(model: MultiHead, config: Config, batch: Inputs, ranks: Ranks) -> t
         for head in own_heads(model).values():
             whole = head(start, context)
             logits.append(whole if ranks.sizes.head == 1 else gathered(whole[None], 0, group)[:, own])
+    if config.model.sharing != "none":
+        return torch.cat(logits), batch.targets
     if ranks.sizes.head == 1:
         return torch.stack(logits), batch.targets
     # [heads of a rank][ranks of the group, S, ...]: the first rank's heads come first.

@@ -7,7 +7,7 @@ from typing import Any
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.load import Found, load_tensors
 from nt_pretrain.config.load import load_config
-from nt_pretrain.config.schema import Config
+from nt_pretrain.config.schema import Config, ModelSection
 from nt_pretrain.data.position import Position
 from nt_pretrain.methods.manifest import NAME
 from nt_pretrain.methods.phase import Calendar
@@ -57,6 +57,9 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
     """
     # Checkpoints of versions that knew AdamW only do not name it.
     identity = {"optimizer": {"algorithm": "adamw"}} | found.identity
+    # Nor do those of versions without an option say anything about it.
+    if isinstance(identity.get("model"), dict):
+        identity["model"] = ModelSection().model_dump(mode="json") | identity["model"]
     # Likewise of versions that knew one backend and one balance only.
     if isinstance(identity.get("sparsity"), dict):
         identity["sparsity"] = {"backend": "masked", "balance": "layer"} | identity["sparsity"]

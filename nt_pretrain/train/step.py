@@ -31,7 +31,7 @@ from nt_pretrain.train.optim import Optimizer
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one optimizer step, over all ranks: sum of token losses of each head [M] (fp64, nats), and number of
+    """Of one optimizer step, over all ranks: sum of token losses of each voice [M] (fp64, nats), and number of
     targets.
     """
 
@@ -46,7 +46,7 @@ class Losses:
 def micro_batch_backward(
     model: MultiHead, config: Config, batch: Inputs, scale: float, head_group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Backward of ``scale`` times the sum of the heads' loss sums; returns those of the heads held here, [M] (fp64).
+    """Backward of ``scale`` times the sum of the voices' loss sums; returns those of the heads held here, [M] (fp64).
 
     Each head sees the micro-batches of all ranks of ``head_group``, whose trunks ran each its own.
     """
@@ -55,12 +55,13 @@ def micro_batch_backward(
         hidden, start, context, targets = run_trunk(model, config, batch, head_group)
     if model.trunk is not None:
         start.requires_grad_()
-    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=device)
+    sums = torch.zeros(config.model.voices, dtype=torch.float64, device=device)
+    each = config.model.voices // config.model.heads
     for number, head in own_heads(model).items():
         with computing(config, device):
             loss = head(start, context, targets, config.train.loss_chunk)
         loss.backward(torch.full_like(loss, scale))
-        sums[number] = loss.detach().double()
+        sums[number * each : (number + 1) * each] = loss.detach().double()
         del loss
     if model.trunk is not None:
         assert start.grad is not None
@@ -88,9 +89,9 @@ def accumulate_gradients(
     # FSDP averages a head's gradient over its ranks; the loss is a sum over them.
     scale = ranks.sizes.replicate * ranks.sizes.shard / max(1, int(count))
     if config.train.head_loss == "mean":
-        scale /= config.model.heads
+        scale /= config.model.voices
     size = config.train.micro_batch
-    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=ranks.device)
+    sums = torch.zeros(config.model.voices, dtype=torch.float64, device=ranks.device)
     for first in range(0, batch.samples, size):
         last = first + size >= batch.samples
         set_last_micro_batch(model, last)
