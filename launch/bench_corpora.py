@@ -13,7 +13,7 @@ import numpy as np
 from bench_images import made_jpegs
 
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.image_shards import Sample, write_image_shard
+from nt_pretrain.data.labelled_shards import Sample, write_labelled_shard
 from nt_pretrain.data.manifest import Format, Manifest, ShardEntry, file_sha256
 from nt_pretrain.data.preparation.documents import Problems, find_files, read_documents
 from nt_pretrain.data.shards import index_path, write_shard
@@ -102,7 +102,7 @@ def write_pictures(path: Path, count: int) -> int:
     """Write a shard of made JPEGs and their labels; returns the bytes of an average one."""
     jpegs = made_jpegs(*JPEG_SHAPE)
     extension: Literal["jpg"] = "jpg"
-    write_image_shard(path, (Sample(f"{n:07d}", jpegs[n % len(jpegs)], extension, n % 1000) for n in range(count)))
+    write_labelled_shard(path, (Sample(f"{n:07d}", jpegs[n % len(jpegs)], extension, n % 1000) for n in range(count)))
     return sum(map(len, jpegs)) // len(jpegs)
 
 

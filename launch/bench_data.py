@@ -27,7 +27,7 @@ from bench_resume import SAMPLE, SHARDS, go_on_far, write_far_corpus
 from bench_timing import Times, measure, ratio
 
 from nt_pretrain.data.corpus import Split, order_of
-from nt_pretrain.data.image_shards import labels_of
+from nt_pretrain.data.labelled_shards import labels_of
 from nt_pretrain.data.lane import Lane, Reading
 from nt_pretrain.data.order import Order
 from nt_pretrain.data.shards import Shard

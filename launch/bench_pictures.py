@@ -83,7 +83,7 @@ def bench_pictures(family: str, precision: str, repeats: int, batch: int = 0) ->
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator).to(torch.uint8)
     labels = torch.randint(0, classes, (batch,), generator=generator)
-    inputs = Inputs.of_pictures(pixels.contiguous(memory_format=torch.channels_last), labels).to(ranks.device)
+    inputs = Inputs.of_labelled(pixels.contiguous(memory_format=torch.channels_last), labels).to(ranks.device)
     variants = {
         "plain torch": plain_step(dense, ranks.device, inputs),
         "dense M=1": our_step(dense, ranks, inputs),

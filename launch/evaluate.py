@@ -2,6 +2,7 @@
 
     python launch/evaluate.py runs/demo                                      its newest checkpoint
     python launch/evaluate.py runs/demo/checkpoints/step_00002000            a checkpoint's folder or manifest.json
+    python launch/evaluate.py runs/edst/ensemble.json                        the members of an ensemble, together
     torchrun --standalone --nproc-per-node 8 launch/evaluate.py runs/demo    the same, faster; any number of ranks
     python launch/evaluate.py runs/demo --data data/other --samples 1000     other data, or less of it
 
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.run import run
-from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import connect, device_problems, launcher_problems, leave, rank_of_launcher
 from nt_pretrain.train.failures import exit_code_of, fail, is_told_alike, words_of
@@ -26,7 +27,11 @@ from nt_pretrain.train.failures import exit_code_of, fail, is_told_alike, words_
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", metavar="RUN_OR_CHECKPOINT_OR_MANIFEST", help="what to measure, e.g. runs/demo")
+    parser.add_argument(
+        "target",
+        metavar="RUN_OR_CHECKPOINT_OR_MANIFEST",
+        help="what to measure, e.g. runs/demo",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="options that replace those of the run"
     )
@@ -58,6 +63,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="N",
         help="pictures: first measure the running statistics of batch norms again, on N training pictures",
     )
+    parser.add_argument(
+        "--dropout", type=share, metavar="RATE", help="MC dropout: every pass with other hidden units dropped at RATE"
+    )
+    parser.add_argument("--passes", type=count, default=8, metavar="T", help="with --dropout (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation/step_N in the run's folder")
     return parser.parse_intermixed_args(arguments)
 
@@ -84,22 +93,23 @@ def main(arguments: list[str]) -> int:
     options = Options(
         out=asked.out, data=asked.data, share=asked.calibrate, foreign=asked.ood, average=asked.average,
         harms=asked.robustness, domains=tuple(asked.domain), norms=asked.norms,
+        dropout=None if asked.dropout is None else (asked.dropout, asked.passes),
     )  # fmt: skip
     timeout = 0
     try:
-        target = target_of(asked.target)
-        config = config_of(target, asked.overrides, data=asked.data, samples=asked.samples)
+        chosen = chosen_of(asked.target, asked.overrides, data=asked.data, samples=asked.samples)
+        config = chosen.config
         if wrong := launcher_problems() + device_problems(config):
             raise ConfigErrors(wrong)
         timeout = config.parallel.first_timeout_seconds
-        run(target, config, options, connect(config), lambda line: print(line, flush=True))
+        run(chosen, options, connect(config), lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         return fail(130, "interrupted: nothing more was written")
     except Exception as error:
         words = words_of(error, rank=rank_of_launcher(), timeout_seconds=timeout)
         return fail(exit_code_of(error), words, on_every_rank=not is_told_alike(error))
     if rank_of_launcher() == 0:
-        print(f"next: python launch/report.py {target.rundir.path}   # the curves of its training")
+        print(f"next: python launch/report.py {chosen.home.path}   # the curves of its training")
     return ExitCode.FINISHED
 
 

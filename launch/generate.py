@@ -2,6 +2,7 @@
 
     python launch/generate.py runs/demo "In the beginning"                     its newest checkpoint
     python launch/generate.py runs/demo/checkpoints/step_00000200 "And God"    one of them
+    python launch/generate.py runs/edst/ensemble.json "In the beginning"       the members of an ensemble together
     python launch/generate.py runs/demo "In the beginning" --head 0            one head alone
     python launch/generate.py runs/demo "In the beginning" --temperature 0     always the most likely token
 
@@ -18,9 +19,9 @@ import shlex
 import sys
 
 from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.generate import Wanted, check, run
 from nt_pretrain.evaluation.sampling import Sampling
-from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import connect, device_problems, leave, rank_of_launcher
 from nt_pretrain.train.failures import exit_code_of, fail, is_told_alike, words_of
@@ -49,7 +50,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="draw from the most likely tokens that make up this share; 1: from all (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another text (%(default)s)")
-    parser.add_argument("--head", type=int, metavar="K", help="head K alone, from 0; without it the ensemble writes")
+    parser.add_argument(
+        "--head",
+        type=int,
+        metavar="K",
+        help="head K alone, from 0, counted over all members; without it the ensemble writes",
+    )
     parser.add_argument(
         "--average", action="store_true", help="the moving average of the weights instead of these (train.ema_decay)"
     )
@@ -87,12 +93,13 @@ def main(arguments: list[str]) -> int:
         asked.prompt, asked.tokens, Sampling(asked.temperature, asked.top_p, asked.seed), asked.head, asked.average
     )
     try:
-        target = target_of(asked.target)
-        config = config_of(target, ["parallel.cpu_offload=false", *asked.overrides], data=None, samples=0)
-        check(config, wanted, world=int(os.environ.get("WORLD_SIZE", "1")))
+        overrides = ["parallel.cpu_offload=false", *asked.overrides]
+        chosen = chosen_of(asked.target, overrides, data=None, samples=0)
+        config = chosen.config
+        check(chosen, wanted, world=int(os.environ.get("WORLD_SIZE", "1")))
         if wrong := device_problems(config):
             raise ConfigErrors(wrong)
-        run(target, config, wanted, connect(config), _write, lambda line: print(line, file=sys.stderr, flush=True))
+        run(chosen, wanted, connect(config), _write, lambda line: print(line, file=sys.stderr, flush=True))
     except KeyboardInterrupt:
         print(flush=True)
         return fail(130, "interrupted")

@@ -5,6 +5,8 @@
     python launch/prepare.py text INPUT... --out DIR --name NAME split, shuffle and write shards: files, folders, URLs
     python launch/prepare.py tokenizer DIR --out FILE.model      train SentencePiece on prepared text
     python launch/prepare.py images TRAIN --validation VAL --out DIR   shards of labelled pictures, such as ImageNet's
+    python launch/prepare.py rows FILE --out DIR                 shards of labelled rows of numbers: csv, npz
+    python launch/prepare.py synth --out DIR                     rows of a made-up task, for minutes on two cores
     python launch/prepare.py verify DIR                          check every shard against its manifest
     python launch/prepare.py inspect DIR                         sizes, samples, problems; pictures as a contact sheet
 
@@ -21,6 +23,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.errors import DataError
@@ -37,6 +40,9 @@ from nt_pretrain.data.preparation.verify import verify as verify_corpus
 from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from nt_pretrain.observe.progress import shown_progress
+
+if TYPE_CHECKING:
+    from nt_pretrain.data.preparation.row_files import Table
 
 ROWS_PER_FILE = 4096
 TRAINING_MB_PER_SECOND = {"unigram": 0.5, "bpe": 7.0}
@@ -57,10 +63,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     tokenizer.add_argument("--kind", choices=["unigram", "bpe"], default="unigram")
     tokenizer.add_argument("--max-mb", type=float, default=200.0, help="megabytes of text to train on")
     add_images(verbs)
+    add_rows(verbs)
     verify = verbs.add_parser("verify", help="check every shard against its manifest")
-    verify.add_argument("data", type=Path, metavar="DIR", help="prepared by the verbs text or images")
+    verify.add_argument("data", type=Path, metavar="DIR", help="prepared by text, images, rows or synth")
     inspect = verbs.add_parser("inspect", help="what prepared data holds: sizes, samples, problems")
-    inspect.add_argument("data", type=Path, metavar="DIR", help="prepared by the verbs text or images")
+    inspect.add_argument("data", type=Path, metavar="DIR", help="prepared by text, images, rows or synth")
     inspect.add_argument("--split", choices=prepare.SPLITS, default="train")
     inspect.add_argument("--tokenizer", type=Path, help="text: count tokens of this SentencePiece model too")
     inspect.add_argument("--pictures", type=int, default=64, help="pictures: on the contact sheet (%(default)s)")
@@ -73,6 +80,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             parser.error("--validation-labels needs --validation")
         if not options.validation and options.validation_share is None:
             options.validation_share = 0.02
+    if options.verb == "rows":
+        if options.validation and options.validation_share is not None:
+            parser.error("--validation-share holds rows of TRAIN out; leave it out where --validation is given")
+        if not options.validation and options.validation_share is None:
+            options.validation_share = 0.1
     share = getattr(options, "validation_share", None)
     if share is not None and not 0.0 < share < 1.0:
         parser.error(f"--validation-share {options.validation_share} must lie between 0 and 1")
@@ -123,6 +135,28 @@ def add_images(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     images.add_argument(
         "--no-check", action="store_true", help="take pictures without decoding each to see that it can be"
     )
+
+
+def add_rows(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    rows = verbs.add_parser("rows", help="write shards of labelled rows of numbers")
+    rows.add_argument(
+        "train",
+        type=Path,
+        metavar="TRAIN",
+        help="FILE.csv with a column of labels, or FILE.npz with arrays features [rows, features] and labels [rows]",
+    )
+    rows.add_argument("--validation", type=Path, metavar="FILE", help="the same for validation")
+    rows.add_argument("--validation-share", type=float, help="without --validation: share held out by hash (0.1)")
+    rows.add_argument("--label", help="csv: column of labels (label, else the last); npz: their array (labels)")
+    rows.add_argument(
+        "--standardise", action="store_true", help="features to mean 0 and deviation 1 over the training rows"
+    )
+    synth = verbs.add_parser("synth", help="rows of a made-up task of 10 classes (needs scikit-learn)")
+    synth.add_argument("--seed", type=int, default=0, help="another one makes another task (%(default)s)")
+    for each in (rows, synth):
+        each.add_argument("--out", type=Path, required=True)
+        each.add_argument("--name", help="first part of the shards' names; default: the name of --out")
+        each.add_argument("--shard-mb", type=float, default=64.0, help="megabytes of a shard (%(default)s)")
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -232,10 +266,60 @@ def images(options: argparse.Namespace) -> None:
     print(f"next: python launch/prepare.py inspect {options.out}")
 
 
+def rows(options: argparse.Namespace) -> None:
+    from nt_pretrain.data.preparation.row_files import read_table
+
+    files = [path for path in (options.train, options.validation) if path is not None]
+    tables = [read_table(path, options.label) for path in files]
+    write_tables(tables, options, share=options.validation_share, standardise=options.standardise)
+
+
+def synth(options: argparse.Namespace) -> None:
+    from nt_pretrain.data.preparation.synth import synth_tables
+
+    write_tables(list(synth_tables(options.seed)), options, share=None, standardise=True)
+
+
+def write_tables(tables: list[Table], options: argparse.Namespace, *, share: float | None, standardise: bool) -> None:
+    """Of training rows, and of validation rows unless they are a share of those."""
+    from nt_pretrain.data.preparation.prepare_rows import RowRecipe, check_same_rows, prepare_rows  # torch, as above
+
+    recipe = RowRecipe(
+        name=options.name or options.out.resolve().name,
+        shard_bytes=int(options.shard_mb * 1e6),
+        validation_share=share,
+        standardise=standardise,
+    )
+    if prepare.is_prepared(options.out):
+        check_same_rows([table.source for table in tables], options.out, recipe)
+        print(f"{options.out} is prepared already; delete it to prepare it anew")
+    else:
+        validation = tables[1] if len(tables) > 1 else None
+        for line in prepare_rows(tables[0], validation, options.out, recipe).lines():
+            print(line)
+    print_splits(options.out, "rows")
+    print(next_rows(options.out))
+
+
+def next_rows(data: Path) -> str:
+    manifest = read_manifest(data / "train")
+    return (
+        f"next: torchrun --standalone launch/pretrain.py configs/synth_mlp.yaml data.path={data} "
+        f"model.features={manifest.features} model.classes={len(manifest.classes)}"
+    )
+
+
 def inspect(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.data / options.split)
-    if manifest.format == "images":
+    if manifest.kind == "pictures":
         inspect_images(options)
+        return
+    if manifest.kind == "rows":
+        from nt_pretrain.data.preparation.row_inspection import inspect_rows
+
+        print_splits(options.data, "rows")
+        print("\n".join(inspect_rows(options.data / options.split)))
+        print(next_rows(options.data))
         return
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     print("\n".join(inspect_text(options.data / options.split, tokenizer).lines()))
@@ -309,6 +393,8 @@ def verify(options: argparse.Namespace) -> None:
         print(next_tokenizer(options.data, manifest.name))
     elif manifest.format == "images":
         print(f"next: python launch/stream.py {options.data}")
+    elif manifest.format == "rows":
+        print(next_rows(options.data))
     else:
         print(f"next: python launch/prepare.py inspect {options.data}")
 
@@ -316,7 +402,8 @@ def verify(options: argparse.Namespace) -> None:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     verbs = {
-        "corpus": corpus, "text": text, "tokenizer": tokenizer, "images": images, "verify": verify, "inspect": inspect,
+        "corpus": corpus, "text": text, "tokenizer": tokenizer, "images": images, "rows": rows,
+        "synth": synth, "verify": verify, "inspect": inspect,
     }  # fmt: skip
     try:
         verbs[options.verb](options)

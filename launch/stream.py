@@ -63,7 +63,10 @@ def config_of(data: str, overrides: list[str]) -> tuple[Config, Manifest]:
     store = store_of(config.data, f"{data.rstrip('/')}/train", wait_seconds=config.stall_seconds / 2)
     manifest = store.manifest()
     # A model that would read this data, so that what concerns the other kind of data is told.
-    if manifest.format == "images":
+    model: dict[str, object]
+    if manifest.kind == "rows":
+        model = {"family": "mlp", "classes": len(manifest.classes), "features": manifest.features}
+    elif manifest.kind == "pictures":
         model = {"family": "resnet50", "classes": len(manifest.classes)}
     else:
         model = {"vocab_size": load_tokenizer(config.data.tokenizer).size}
@@ -103,7 +106,7 @@ def stream(config: Config, manifest: Manifest, seconds: float, sheet: Path) -> N
     print("everything could be read" if not lost else f"{sum(lost.values()):,} faults: {dict(lost)}")
     if manifest.format == "images":
         print(f"next: open {sheet}")
-    else:
+    elif manifest.kind == "text":
         print(
             "next: torchrun --standalone --nproc-per-node 2 launch/pretrain.py configs/demo.yaml "
             f"data.path={config.data.path} data.tokenizer={config.data.tokenizer} "
@@ -113,13 +116,16 @@ def stream(config: Config, manifest: Manifest, seconds: float, sheet: Path) -> N
 
 def described(batch: Batch, config: Config, manifest: Manifest, sheet: Path) -> list[str]:
     """A batch in words; pictures are drawn into ``sheet``."""
-    if manifest.format != "images":
+    if manifest.kind == "text":
         kept = batch.tokens[0][batch.documents[0] >= 0]
         text = load_tokenizer(config.data.tokenizer).processor.decode(kept.tolist())
         sequences, length = batch.tokens.shape
         return [f"first batch: {sequences} sequences of {length - 1} tokens; the first begins", *_lines(text)]
     labels = Counter(batch.labels.tolist())
     common = ", ".join(f"{_class(manifest, label)} {count}" for label, count in labels.most_common(5))
+    if manifest.kind == "rows":
+        numbers = ", ".join(f"{number:.3g}" for number in batch.arrays[0][0, :COLUMNS].tolist())
+        return [f"first batch: {len(batch.labels)} rows; {len(labels)} classes ({common}, ...); the first: {numbers}"]
     draw(batch, sheet)
     size = f"{batch.pixels.shape[2]} x {batch.pixels.shape[3]}"
     return [f"first batch: {len(batch.labels)} pictures of {size} in {sheet}; {len(labels)} classes ({common}, ...)"]
@@ -139,8 +145,8 @@ def draw(batch: Batch, path: Path) -> None:
 
 
 def rate(samples: float, config: Config, manifest: Manifest) -> str:
-    if manifest.format == "images":
-        return f"{samples:,.0f} pictures/s"
+    if manifest.kind != "text":
+        return f"{samples:,.0f} {manifest.kind}/s"
     return f"{samples * config.data.sequence_length:,.0f} tokens/s"
 
 

@@ -22,6 +22,11 @@ def backend_problems(config: Config) -> list[str]:
             for key, on, default in found
             if on
         ]
+    if block and config.model.data == "rows":
+        return [
+            f"sparsity.backend: block is for layers without biases, and those of model.family: {config.model.family} "
+            "have some; set sparsity.backend: masked"
+        ]
     if line:
         try:
             ensure_possible(sparsity)

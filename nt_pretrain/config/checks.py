@@ -16,12 +16,17 @@ from nt_pretrain.config.data import data_problems
 from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
-from nt_pretrain.config.schema import Config, OptimSection
+from nt_pretrain.config.schema import Config, Kind, OptimSection
+from nt_pretrain.config.sharing import sharing_problems
+from nt_pretrain.config.stripping import stripping_problems
 from nt_pretrain.methods.calendar import calendar_of, method_problems
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.sparsity.block_budget import layer_budgets
 from nt_pretrain.sparsity.budget import names_without_blocks, plan_budgets, sparse_names
+
+PREPARED_BY: dict[Kind, str] = {"text": "text YOUR_TEXTS", "pictures": "images YOUR_PICTURES", "rows": "rows YOUR_ROWS"}
+"""Verbs of launch/prepare.py and what they take."""
 
 
 def problems(config: Config, *, world_size: int | None = None) -> list[str]:
@@ -52,10 +57,12 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
 
 def _problems(config: Config, world_size: int | None) -> list[str]:
     """What does not fit in one phase."""
-    found = family_problems(config) + ([] if config.model.sees_pictures else _model(config))
+    found = family_problems(config) + sharing_problems(config) + ([] if config.model.classifies else _model(config))
     # Shapes of an impossible model would only repeat the message.
-    found += _sparsity(config) if not found else []
-    found += _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
+    found += _sparsity(config) + stripping_problems(config) if not found else []
+    found += (
+        _dropout(config) + _schedules(config) + mesh_problems(config, world_size) + batch_problems(config, world_size)
+    )
     return found + data_problems(config) + _optimizer(config) + _paths(config)
 
 
@@ -71,13 +78,13 @@ def missing_files(config: Config) -> list[str]:
         for part in ("train", "validation"):
             manifest = f"{data}/{part}/manifest.json"
             if not Path(manifest).is_file():
-                verb = "images YOUR_PICTURES" if config.model.sees_pictures else "text YOUR_TEXTS"
+                verb = PREPARED_BY[config.model.data]
                 found.append(
                     f"{key}: {data} is no prepared corpus, {manifest} is missing; "
                     f"make it: python launch/prepare.py {verb} --out {data} --name {Path(data).name}"
                 )
                 break
-    if not config.model.sees_pictures and not Path(tokenizer).is_file():
+    if not config.model.classifies and not Path(tokenizer).is_file():
         found.append(
             f"data.tokenizer: there is no file {tokenizer}; make it: python launch/prepare.py tokenizer "
             f"{next(iter(paths.values()))} --out {tokenizer} --vocab-size {config.model.vocab_size}"
@@ -143,7 +150,7 @@ def _sparsity(config: Config) -> list[str]:
             f"sparsity.scope: {sparsity.scope} leaves no layer that could be sparse (model.blocks_in_head "
             f"{config.model.blocks_in_head}); choose another scope, or set sparsity.density to 1 for a dense run"
         ]
-    found = ([] if config.model.sees_pictures else _blocks(config, shapes)) + _groups(config, shapes)
+    found = ([] if config.model.classifies else _blocks(config, shapes)) + _groups(config, shapes)
     if found:
         return found
     starts = (
@@ -208,6 +215,15 @@ def _groups(config: Config, shapes: Shapes) -> list[str]:
         for group in config.sparsity.group_density
         if group not in sparse
     ]
+
+
+def _dropout(config: Config) -> list[str]:
+    if config.model.dropout and config.parallel.compile:
+        return [
+            f"model.dropout: {config.model.dropout} does not go with parallel.compile, which fixes what a block "
+            "computes; leave one out"
+        ]
+    return []
 
 
 def _schedules(config: Config) -> list[str]:

@@ -76,7 +76,7 @@ def _head_problems(config: Config) -> list[str]:
 
 def _tensor_problems(config: Config) -> list[str]:
     model, degree = config.model, config.parallel.tensor
-    if model.sees_pictures:
+    if model.classifies:
         alone = f"parallel.tensor: {degree} divides the matrix products of a llama, not of {model.family}; set it to 1"
         return [alone] if degree > 1 else []
     widths = {

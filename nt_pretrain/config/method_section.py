@@ -10,7 +10,7 @@ from nt_pretrain.config.section import Fraction, Inside, Positive, Section
 
 MethodName = Literal[
     "none", "dense", "treenet", "neurotrails", "set", "rigl", "static", "deep_ensemble", "dst_ensemble", "edst",
-    "snapshot", "fge", "prune_and_tune", "subnetworks",
+    "snapshot", "fge", "prune_and_tune", "subnetworks", "batch_ensemble", "mimo", "lora_ensemble",
 ]  # fmt: skip
 
 
@@ -42,17 +42,20 @@ class MethodSection(Section):
     start: Inside = Field(0.8, description="fge: share of train.steps before the short cycles begin.")
     parent: str = Field(
         "",
-        description="prune_and_tune, subnetworks: run or checkpoint whose children are tuned; default: a parent is "
-        "trained first.",
+        description="prune_and_tune, subnetworks, lora_ensemble: run or checkpoint whose children are tuned; default: a "
+        "parent is trained first.",
     )
     parent_share: Inside = Field(
-        0.7, description="prune_and_tune, subnetworks: share of train.steps that the parent is trained for."
+        0.7,
+        description="prune_and_tune, subnetworks, lora_ensemble: share of train.steps that the parent is trained for.",
     )
     tune_share: Fraction = Field(
-        0.05, description="prune_and_tune, subnetworks: share of train.steps that each child is tuned for."
+        0.05,
+        description="prune_and_tune, subnetworks, lora_ensemble: share of train.steps that a child is tuned for.",
     )
     tune_lr: Annotated[float, Field(gt=0.0)] = Field(
-        1.0, description="prune_and_tune, subnetworks: peak learning rate of the tuning, as a share of optim.lr."
+        1.0,
+        description="prune_and_tune, subnetworks, lora_ensemble: peak learning rate of tuning, as a share of optim.lr.",
     )
     masks: Literal["antirandom", "random", "magnitude"] = Field(
         "antirandom",
@@ -61,6 +64,15 @@ class MethodSection(Section):
     )
     sample: Literal["partition", "random"] = Field(
         "partition", description="subnetworks: children are disjoint parts of the parent, or drawn independently."
+    )
+    annealing: Literal["none", "temperature", "random"] = Field(
+        "none",
+        description="prune_and_tune, subnetworks: a child's masks are drawn at every step, outside of its own weights "
+        "ever more rarely, from one probability for all (temperature) or one for each (random).",
+    )
+    annealing_decay: Literal["linear", "cosine"] = Field("linear", description="How these probabilities move.")
+    annealing_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="Share of a child's steps after which only its own weights are left."
     )
     child_density: Inside | None = Field(
         None,

@@ -18,6 +18,8 @@ from nt_pretrain.config.section import Density, Fraction, Inside, NonNegative, P
 
 Weight = Annotated[float, Field(ge=0)]
 LaterStep = Annotated[int, Field(ge=2)]
+Kind = Literal["text", "pictures", "rows"]
+"""Of data: text is predicted token by token; a picture or a row of numbers has one label."""
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -34,11 +36,11 @@ class RunSection(Section):
 class ModelSection(Section):
     """A network cut into one trunk and M heads. Head m owns its last blocks, final norm and output layer.
 
-    Of the options after ``factor_init`` those of the other family may not be given.
+    Of the options after ``dropout`` those of the other family may not be given.
     """
 
-    family: Literal["llama", "resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"] = Field(
-        "llama", description="The network: llama reads text; the others pictures."
+    family: Literal["llama", "resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10", "mlp"] = Field(
+        "llama", description="The network: llama reads text; mlp rows of numbers; the others pictures."
     )
     heads: Positive = Field(1, description="M, the heads of the ensemble. 1 is an ordinary single model.")
     blocks_in_head: NonNegative = Field(
@@ -55,9 +57,19 @@ class ModelSection(Section):
     factor_init: Literal["normal", "signs"] = Field(
         "normal", description="sharing: rank_one: initial factors: N(1, 0.5), or 1 and -1 with equal chance."
     )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Chance of every hidden unit (of feed-forward layers, attention heads, channels inside of residual "
+        "blocks) to be dropped for a sample, in training.",
+    )
     vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
     hidden: Positive = Field(768, description="Text: width of the residual stream.")
-    intermediate: Positive = Field(2048, description="Text: width of the SwiGLU feed-forward layer.")
+    intermediate: Positive = Field(2048, description="Text: hidden units of the feed-forward layer.")
+    ffn: Literal["swiglu", "relu", "relu2"] = Field(
+        "swiglu",
+        description="Text: the feed-forward layer. swiglu: three matrices; relu, relu2: two, with ReLU or its square "
+        "between them, whose hidden units can be exactly 0.",
+    )
     layers: Positive = Field(12, description="Text: blocks on the path of one head: trunk blocks plus blocks_in_head.")
     attention_heads: Positive = Field(12, description="Text: attention heads of a block; must divide hidden.")
     kv_heads: Positive | None = Field(
@@ -79,7 +91,9 @@ class ModelSection(Section):
     )
     document_mask: bool = Field(False, description="Text: attention stays inside a packed document.")
     final_norm_twice: bool = Field(False, description="Text, parity: the authors' heads apply the final norm twice.")
-    classes: Positive = Field(1000, description="Pictures: classes of the classifier; must equal those of the data.")
+    classes: Positive = Field(
+        1000, description="Pictures, rows: classes of the classifier; must equal those of the data."
+    )
     small_stem: bool = Field(
         False, description="Pictures: a 3x3 stem at full size instead of 7x7 with pooling, for sizes of 32 or 64."
     )
@@ -88,10 +102,10 @@ class ModelSection(Section):
         False, description="Pictures: the last gain of each residual block starts at 0 (arXiv 1706.02677)."
     )
 
-    @property
-    def sees_pictures(self) -> bool:
-        """Whether it is one of the families for pictures."""
-        return self.family != "llama"
+    features: Positive = Field(32, description="Rows: numbers of a row; must equal those of the data.")
+    widths: tuple[Positive, ...] = Field(
+        (64, 64), description="Rows: widths of the hidden layers on the path of one head, each a block."
+    )
 
     @property
     def voices(self) -> int:
@@ -99,9 +113,25 @@ class ModelSection(Section):
         return self.heads if self.sharing == "none" else self.members
 
     @property
-    def samples(self) -> Literal["tokens", "pictures"]:
+    def data(self) -> Kind:
+        """What the family reads."""
+        kinds: dict[str, Kind] = {"llama": "text", "mlp": "rows"}
+        return kinds.get(self.family, "pictures")
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a sample has one label, of ``classes``; else each token of a sequence predicts the next."""
+        return self.data != "text"
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether it is one of the families for pictures, made of convolutions and batch norms."""
+        return self.data == "pictures"
+
+    @property
+    def samples(self) -> Literal["tokens", "pictures", "rows"]:
         """What it is trained on, one target each."""
-        return "pictures" if self.sees_pictures else "tokens"
+        return "tokens" if self.data == "text" else self.data
 
 
 class SparsitySection(Section):
@@ -113,7 +143,8 @@ class SparsitySection(Section):
         "the heads but their embedding and output layers.",
     )
     group_density: dict[
-        Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "output"], Density
+        Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "linear", "output"],
+        Density,
     ] = Field(default_factory=dict, description="Density fixed per group; the rest shares what remains of the budget.")
     unit: Literal[1, 16, 32, 64, 128] = Field(
         1,
@@ -159,6 +190,25 @@ class SparsitySection(Section):
     )
 
 
+class StrippingSection(Section):
+    """Synaptic stripping (arXiv 2302.05818), beside whatever else the run does: hidden units behind a ReLU that are
+    never active lose their most negative incoming weights, for good.
+    """
+
+    every_steps: NonNegative = Field(0, description="Steps between removals; 0: no stripping.")
+    window_steps: NonNegative = Field(
+        0, description="Training steps before each removal whose activity counts; 0: all since the one before."
+    )
+    quantile: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05,
+        description="Of a dead unit's active incoming weights those below this quantile, signs included, are removed. "
+        "0: none, dead units are only counted.",
+    )
+    threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="A unit is dead that is active for no larger share of the tokens or pixels. 0: for none."
+    )
+
+
 class OptimSection(Section):
     """AdamW or SGD. Norms and biases are never decayed."""
 
@@ -195,8 +245,8 @@ class TrainSection(Section):
     steps_over_density: bool = Field(
         False, description="Parity: train int(steps / density) steps, warm-up too, as the paper's sparse runs do."
     )
-    global_batch: Positive = Field(32, description="Sequences or pictures per optimizer step over all ranks.")
-    micro_batch: Positive = Field(4, description="Sequences or pictures per rank and forward pass.")
+    global_batch: Positive = Field(32, description="Sequences, pictures or rows per optimizer step over all ranks.")
+    micro_batch: Positive = Field(4, description="Sequences, pictures or rows per rank and forward pass.")
     precision: Literal["fp32", "bf16", "pure_bf16", "fp64"] = Field(
         "fp32",
         description="fp32; fp64 (to compare meshes, not to train); bf16: compute in bf16 with fp32 master weights, "
@@ -206,7 +256,7 @@ class TrainSection(Section):
     head_loss: Literal["sum", "mean"] = Field("mean", description="Training loss: sum or mean of the heads' losses.")
     loss_chunk: Positive = Field(1024, description="Text: tokens whose logits exist at once in the loss.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Pictures: share of the target's weight spread over all classes in the training loss."
+        0.0, description="Pictures, rows: share of the target's weight spread over all classes in the training loss."
     )
     batch_repeats: Positive = Field(
         1, description="model.sharing: inputs: how often every member sees each picture of a batch (the authors': 4)."
@@ -331,13 +381,13 @@ class CheckpointSection(Section):
 class EvalSection(Section):
     every_steps: NonNegative = Field(500, description="Steps between validations; 0: only at the end.")
     sequences: NonNegative = Field(
-        512, description="Validation sequences, or pictures; always the same ones. 0: all there are."
+        512, description="Validation sequences, pictures or rows; always the same ones. 0: all there are."
     )
-    micro_batch: Positive = Field(8, description="Sequences or pictures per rank and validation forward pass.")
+    micro_batch: Positive = Field(8, description="Sequences, pictures or rows per rank and validation forward pass.")
     calibration_sequences: NonNegative = Field(
         0,
         description="Text: validation sequences, the first ones, of which calibration and diversity are measured too, "
-        "which takes some ms for each token on a CPU; 0: none. Of pictures they always are.",
+        "which takes some ms for each token on a CPU; 0: none. Of pictures and rows they always are.",
     )
     figures: bool = Field(
         True, description="Draw reliability and disagreement where they are measured (needs matplotlib)."
@@ -365,6 +415,7 @@ class Config(Section):
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection = Field(default_factory=ModelSection)
     sparsity: SparsitySection = Field(default_factory=SparsitySection)
+    stripping: StrippingSection = Field(default_factory=StrippingSection)
     method: MethodSection = Field(default_factory=MethodSection)
     data: DataSection = Field(default_factory=DataSection)
     optim: OptimSection = Field(default_factory=OptimSection)

@@ -1,4 +1,4 @@
-"""A prepared split, opened for reading: any document as text, tokens or picture, in the order of a run."""
+"""A prepared split, opened for reading: any document as text, tokens, picture or row, in the order of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from nt_pretrain.data.errors import BadInput, DataError
 from nt_pretrain.data.manifest import Manifest, ShardEntry
 from nt_pretrain.data.order import Order
-from nt_pretrain.data.shards import LABELLED, Shard
+from nt_pretrain.data.rows import decoded
+from nt_pretrain.data.shards import Shard
 from nt_pretrain.data.storage.store import Folder, Store
 from nt_pretrain.data.text import LOST
 from nt_pretrain.data.tokenizer import Tokenizer, token_dtype
@@ -19,7 +20,7 @@ from nt_pretrain.data.tokenizer import Tokenizer, token_dtype
 OPEN_SHARDS = 256
 """Shards of all sources kept open at once by a process; each costs a file descriptor (commonly 1,024 are allowed)."""
 INDEX_BYTES = 256_000_000
-"""Of the indices of open shards in memory: 16 bytes a document, 20 a picture."""
+"""Of the indices of open shards in memory: 16 bytes a document, 20 a picture or row."""
 PASSING = "unreachable shard"
 """The one fault of a shard that may pass; with any other it is left alone for the life of the process, so that its
 documents do not each wait for all tries."""
@@ -48,13 +49,14 @@ class Split:
         """Open a split of text or tokens and check that it fits the tokenizer; its manifest is read unless given.
 
         Raises:
-            DataError: it is not there, holds pictures, or tokens of another tokenizer.
+            DataError: it is not there, holds no text, or tokens of another tokenizer.
         """
         place: Store = Folder(store) if isinstance(store, Path) else store
         manifest = manifest or place.manifest()
-        if manifest.format == "images":
+        if manifest.kind != "text":
             raise DataError(
-                f"{place.location} holds pictures, and this model is trained on text; set data.path to prepared text"
+                f"{place.location} holds {manifest.kind}, and this model is trained on text; set data.path to prepared "
+                "text"
             )
         if manifest.format == "tokens" and manifest.tokenizer == tokenizer.sha256:
             if np.dtype(manifest.dtype) != token_dtype(tokenizer):
@@ -114,12 +116,27 @@ class Split:
         Raises:
             BadInput: it cannot be read.
         """
+        return self._labelled(shard, document, "picture")
+
+    def row(self, shard: int, document: int) -> tuple[np.ndarray, int]:
+        """The numbers of a row, [features] fp32, and its label.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        content, label = self._labelled(shard, document, "row")
+        try:
+            return decoded(content, self.manifest.features), label
+        except ValueError as error:
+            words = f"{self._open[shard].name}: row {document}: {error}"
+            raise BadInput("not a row", words, of_document=True) from None
+
+    def _labelled(self, shard: int, document: int, what: str) -> tuple[bytes, int]:
         content = self.content(shard, document)
         opened = self._open[shard]
-        labels = opened.index["label"] if opened.index.dtype == LABELLED else np.array([], np.uint32)
-        label = int(labels[document]) if len(labels) else -1
+        label = opened.label(document)
         if not 0 <= label < len(self.manifest.classes):
-            words = f"{opened.name}: picture {document} has label {label} of {len(self.manifest.classes)} classes"
+            words = f"{opened.name}: {what} {document} has label {label} of {len(self.manifest.classes)} classes"
             raise BadInput("not a label", words, of_document=True)
         return content, label
 

@@ -39,7 +39,8 @@ class Batch:
 
     Attributes:
         arrays: text: tokens and document numbers [S, T + 1] (int32; document -1 is padding). Pictures: pixels
-            [S, 3, H, W] (uint8, channels_last) and labels [S] (int64; -100 is a picture that could not be read).
+            [S, 3, H, W] (uint8, channels_last) and labels [S] (int64; -100 is a picture that could not be read). Rows:
+            numbers [S, features] (fp32) and labels.
         faults: what was met on the way to this batch.
     """
 
@@ -77,7 +78,7 @@ class TrainLoader:
     Attributes:
         changes: what of the plan has changed since ``position``, in words; only with ``data.allow_change``.
         documents: documents of an epoch of each source.
-        are_pictures: batches hold pictures, not text.
+        kind: what batches hold.
 
     Raises:
         DataError: the data is not there, or the position belongs to other data or options.
@@ -104,7 +105,7 @@ class TrainLoader:
         orders = sources.orders(config)
         self._lanes = range(rank * lanes // world, (rank + 1) * lanes // world)
         _check_cache(config, sources, min(lanes, len(self._lanes) * local_world))
-        self._plan, self.are_pictures, self.documents = sources.plan(config), sources.are_pictures, sources.documents
+        self._plan, self.kind, self.documents = sources.plan(config), sources.kind, sources.documents
         self.changes = position.check(self._plan, allow_change=config.data.allow_change) if position else []
         self._batches_before = position.batch if position else 0
         self._cursors: Cursors = {name: {lane: Cursor() for lane in self._lanes} for name in sources.names}
@@ -151,7 +152,7 @@ class TrainLoader:
             for worker, part in enumerate(parts):
                 whole[worker :: len(parts)] = part.arrays[place]
             arrays.append(whole.view(-1, *like.shape[2:]))
-        if self.are_pictures:
+        if self.kind == "pictures":
             arrays[0] = arrays[0].permute(0, 3, 1, 2)
         cursors = torch.empty(count, *parts[0].cursors.shape[1:], dtype=torch.int64)
         for worker, part in enumerate(parts):

@@ -9,19 +9,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nt_pretrain.config.schema import Kind
 from nt_pretrain.data.errors import DataError
 
 FILE = "manifest.json"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
-Format = Literal["text", "tokens", "images"]
-DTYPES: dict[str, tuple[str, ...]] = {"text": ("",), "tokens": ("<u2", "<u4"), "images": ("",)}
+Format = Literal["text", "tokens", "images", "rows"]
+DTYPES: dict[str, tuple[str, ...]] = {"text": ("",), "tokens": ("<u2", "<u4"), "images": ("",), "rows": ("<f4",)}
+KINDS: dict[Format, Kind] = {"text": "text", "tokens": "text", "images": "pictures", "rows": "rows"}
 MOST = 1 << 48
 """Documents or bytes of a shard: more are a mistake, or meant to exhaust memory."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: file name, documents (or pictures), bytes and hash of the tar, hash of its index."""
+    """One shard: file name, documents (or pictures, or rows), bytes and hash of the tar, hash of its index."""
 
     name: str
     documents: int
@@ -42,10 +44,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens, ``classes`` and
-    ``class_names`` unless they hold pictures.
+    """A split of a corpus. ``tokenizer`` and ``dtype`` are empty unless the shards hold tokens (of rows ``dtype`` is
+    that of their numbers), ``classes`` and ``class_names`` unless they hold pictures or rows, ``features`` is 0 unless
+    rows.
 
-    ``classes`` are sorted; a picture's label is a place in them. ``class_names`` are for people, one a class or none.
+    ``classes`` are sorted; a sample's label is a place in them. ``class_names`` are for people, one a class or none.
     ``problems`` counts what was left out of the sources, or mended, for both splits together.
     """
 
@@ -62,6 +65,12 @@ class Manifest:
     problems: dict[str, int] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
+    features: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """What the shards are data of."""
+        return KINDS[self.format]
 
     @property
     def documents(self) -> int:
@@ -89,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
         return parse_manifest(path.read_text(encoding="utf-8", errors="replace"), str(path))
     except FileNotFoundError:
         raise DataError(
-            f"{folder} is not prepared: {path} is missing; make it with launch/prepare.py text or images"
+            f"{folder} is not prepared: {path} is missing; make it with launch/prepare.py text, images or rows"
         ) from None
 
 
@@ -135,6 +144,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("classes must be a list of names")
     if manifest.format not in get_args(Format):
         raise ValueError(f"format {manifest.format!r}; known are {', '.join(get_args(Format))}")
+    if type(manifest.features) is not int or (manifest.format == "rows") != (0 < manifest.features < MOST):
+        raise ValueError(f"{manifest.format} of {manifest.features!r} features")
     if manifest.dtype not in DTYPES[manifest.format]:
         raise ValueError(f"dtype {manifest.dtype!r} of {manifest.format}")
 

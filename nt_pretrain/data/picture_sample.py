@@ -74,7 +74,7 @@ def picture_sample(config: Config, count: int, *, size: int) -> PictureSample:
     Raises:
         DataError: the training split cannot be read, or there are fewer than two pictures.
     """
-    sources = Sources.of_pictures(config, "train")
+    sources = Sources.of_labelled(config, "train")
     places = [
         (split, shard, document)
         for split in sources.splits

@@ -182,7 +182,7 @@ class Readers:
         self._progress = torch.zeros(max(1, self.count), 4, dtype=torch.int64).share_memory_()
         self._names = tuple(cursors)
         reader = _Reader(config, plan, cursors, first_step, self._progress)
-        self._parts: Any = iter(_processes(reader, self.count, config.data.prefetch_batches))
+        self._parts: Any = iter(_processes(reader, self.count, config.data.prefetch_batches) if self.count else reader)
         self._waiting: tuple[int, float] | None = None
         self._stalled = ""
         self._closed = threading.Event()
@@ -278,8 +278,6 @@ class Readers:
 
 
 def _processes(reader: _Reader, workers: int, prefetch: int) -> DataLoader[Part]:
-    if workers == 0:
-        return DataLoader(reader, batch_size=None)
     context = multiprocessing.get_context("forkserver")
     # Threads of the training process are never forked; what readers import is loaded once, in the server.
     context.set_forkserver_preload(["nt_pretrain.data.readers"])

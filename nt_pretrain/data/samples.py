@@ -1,4 +1,4 @@
-"""What a lane of a run yields: training sequences or pictures, from every source in its turn.
+"""What a lane of a run yields: training sequences, pictures or rows, from every source in its turn.
 
 The sources of a mixture keep places of their own in the lane, so that weights may change at any step without a document
 being lost or repeated.
@@ -20,17 +20,19 @@ from nt_pretrain.data.errors import BadInput
 from nt_pretrain.data.images import ImageError
 from nt_pretrain.data.lane import Lane
 from nt_pretrain.data.mixture import Mixture
+from nt_pretrain.data.rows import DTYPE
 from nt_pretrain.data.text import Cursor, packed, truncated
 
 NO_LABEL = -100
-"""Label of a picture that could not be read: no loss, no count."""
+"""Label of a picture or row that could not be read: no loss, no count."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One place of a batch and what comes after it in its lane of its source.
 
-    ``arrays``: tokens and documents [T + 1] int32, or pixels [H, W, 3] uint8 and label [] int64.
+    ``arrays``: tokens and documents [T + 1] int32, pixels [H, W, 3] uint8 and label [] int64, or numbers
+    [features] fp32 and label.
     """
 
     arrays: tuple[np.ndarray, np.ndarray]
@@ -71,8 +73,9 @@ class LaneSource(webdataset.PipelineStage):
 
 
 def samples_of(lane: Lane, split: Split, config: Config) -> Samples:
-    """The samples of a lane: sequences of text or pictures, by what the split holds."""
-    return _pictures(lane, split, config) if split.manifest.format == "images" else _sequences(lane, split, config)
+    """The samples of a lane: sequences of text, pictures or rows, by what the split holds."""
+    make = {"text": _sequences, "pictures": _pictures, "rows": _rows}[split.manifest.kind]
+    return make(lane, split, config)
 
 
 def _sequences(lane: Lane, split: Split, config: Config) -> Samples:
@@ -112,6 +115,18 @@ def _pictures(lane: Lane, split: Split, config: Config) -> Samples:
             pixels, label = lane.document(cursor, read, lambda error: nothing)
             cursor = lane.following(cursor)
             yield Sample((pixels, np.array(label, dtype=np.int64)), cursor)
+
+    return samples
+
+
+def _rows(lane: Lane, split: Split, config: Config) -> Samples:
+    nothing = np.zeros(split.manifest.features, dtype=DTYPE), NO_LABEL
+
+    def samples(cursor: Cursor) -> Iterator[Sample]:
+        while True:
+            row, label = lane.document(cursor, split.row, lambda error: nothing)
+            cursor = lane.following(cursor)
+            yield Sample((row, np.array(label, dtype=np.int64)), cursor)
 
     return samples
 

@@ -3,7 +3,8 @@
 A shard is a plain WebDataset tar: members ``00000000.jsonl`` hold up to 256 rows ``{"text": ...}``, members
 ``00000000.tokens`` up to 256 documents of token numbers. ``NAME.idx.npy`` beside it holds offset, size and CRC-32 of
 every document inside the tar, so a document is one positioned read, whatever came before. Shards of pictures
-(``image_shards``) have an index with a label more and are read in the same way, a picture in the place of a document.
+and rows (``labelled_shards``) have an index with a label more and are read in the same way, a sample in the place of a
+document.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ CHECK_VERIFY = "check it with launch/prepare.py verify"
 _MAGIC, _START = b"\x93NUMPY\x01\x00", struct.Struct("<8sH")
 _ROW = struct.Struct("<QII")
 """Offset, size and CRC-32 of a row of either index."""
+_LABEL = struct.Struct("<I")
+"""What follows them in a row of LABELLED."""
 
 
 def index_path(shard: Path) -> Path:
@@ -146,6 +149,13 @@ class Shard:
     def close(self) -> None:
         if self.descriptor is not None:
             os.close(self.descriptor)
+
+    def label(self, number: int) -> int:
+        """The label of sample ``number`` of the shard; -1 where the index has none."""
+        if self.row_bytes != LABELLED.itemsize:
+            return -1
+        label: int = _LABEL.unpack_from(self.rows, self.first + number * self.row_bytes + _ROW.size)[0]
+        return label
 
     def document(self, number: int) -> bytes:
         """The encoded document ``number`` of the shard.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nt_pretrain.config.schema import Config
+from nt_pretrain.config.schema import Config, Kind
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.errors import DataError
@@ -15,6 +15,8 @@ from nt_pretrain.data.position import Plan
 from nt_pretrain.data.storage.store import Note, store_of
 from nt_pretrain.data.tokenizer import load_tokenizer
 
+VERBS: dict[Kind, str] = {"text": "text", "pictures": "images", "rows": "rows"}
+"""Of launch/prepare.py."""
 ONLY = "data"
 """Name of the source of a run that has one."""
 
@@ -32,7 +34,7 @@ class Sources:
     """One split (train or validation) of every source, in the order of their names.
 
     Attributes:
-        tokenizer: sha256 of the run's tokenizer; empty where the sources hold pictures.
+        tokenizer: sha256 of the run's tokenizer; empty unless the sources hold text.
     """
 
     names: tuple[str, ...]
@@ -55,21 +57,15 @@ class Sources:
             for path in paths.values()
         ]
         manifests = [store.manifest() for store in stores]
-        pictures = [manifest.format == "images" for manifest in manifests]
-        if any(pictures) and not all(pictures):
-            raise DataError("data.sources: some hold pictures and some text; a run reads one or the other")
-        if all(pictures):
-            different = [store.location for store, each in zip(stores, manifests, strict=True)
-                         if each.classes != manifests[0].classes]  # fmt: skip
-            if different:
-                raise DataError(f"{', '.join(different)}: not the classes of {stores[0].location}")
+        kinds = sorted({manifest.kind for manifest in manifests})
+        if len(kinds) > 1:
+            raise DataError(f"data.sources: some hold {kinds[0]} and some {kinds[1]}; a run reads one or the other")
+        if config.model.classifies and kinds[0] != config.model.data:
+            raise _other_kind(stores[0].location, kinds[0], config)
+        if kinds[0] != "text":
             splits = [Split(store, manifest, None) for store, manifest in zip(stores, manifests, strict=True)]
+            _check_labelled(splits, config)
             return Sources(tuple(paths), tuple(splits), "")
-        if config.model.sees_pictures:
-            raise DataError(
-                f"{stores[0].location} holds text, and {config.model.family} is trained on pictures; set data.path to "
-                "prepared pictures (python launch/prepare.py images)"
-            )
         tokenizer = load_tokenizer(config.data.tokenizer)
         if tokenizer.size != config.model.vocab_size:
             raise DataError(
@@ -86,22 +82,19 @@ class Sources:
         """As :meth:`open`, for a model of text.
 
         Raises:
-            DataError: also if the sources hold pictures.
+            DataError: also if the sources hold something else.
         """
         sources = Sources.open(config, split)
-        if sources.are_pictures:
-            raise DataError(
-                f"{sources.splits[0].location} holds pictures, and this model is trained on text; set data.path to "
-                "prepared text, or model.family"
-            )
+        if sources.kind != "text":
+            raise _other_kind(sources.splits[0].location, sources.kind, config)
         return sources
 
     @staticmethod
-    def of_pictures(config: Config, split: str) -> Sources:
-        """As :meth:`open`, for a model of pictures.
+    def of_labelled(config: Config, split: str) -> Sources:
+        """As :meth:`open`, for a model of pictures or rows.
 
         Raises:
-            DataError: also if the pictures have another number of classes than ``model.classes``.
+            DataError: also if the samples have another number of classes than ``model.classes``.
         """
         sources = Sources.open(config, split)
         classes = len(sources.splits[0].manifest.classes)
@@ -115,15 +108,16 @@ class Sources:
     @staticmethod
     def of_model(config: Config, split: str) -> Sources:
         """As :meth:`open`, for what the model of ``config`` reads. Errors as those of the two above."""
-        return Sources.of_pictures(config, split) if config.model.sees_pictures else Sources.of_text(config, split)
+        return Sources.of_labelled(config, split) if config.model.classifies else Sources.of_text(config, split)
 
     @property
-    def are_pictures(self) -> bool:
-        return self.splits[0].manifest.format == "images"
+    def kind(self) -> Kind:
+        """What they hold."""
+        return self.splits[0].manifest.kind
 
     @property
     def documents(self) -> dict[str, int]:
-        """Documents, or pictures, of an epoch of each source."""
+        """Documents, pictures or rows of an epoch of each source."""
         return {name: split.manifest.documents for name, split in zip(self.names, self.splits, strict=True)}
 
     def orders(self, config: Config) -> list[Order]:
@@ -145,9 +139,33 @@ class Sources:
         fingerprints = {name: split.manifest.fingerprint for name, split in zip(self.names, self.splits, strict=True)}
         return Plan(
             fingerprints, self.tokenizer, config.run.seed, config.lanes, data.window,
-            0 if self.are_pictures else data.sequence_length, "" if self.are_pictures else data.packing,
+            data.sequence_length if self.kind == "text" else 0, data.packing if self.kind == "text" else "",
             config.train.global_batch,
         )  # fmt: skip
+
+
+def _other_kind(location: str, kind: Kind, config: Config) -> DataError:
+    wanted, family = config.model.data, config.model.family
+    who = f"{family} is trained on {wanted}" if config.model.classifies else "this model is trained on text"
+    return DataError(
+        f"{location} holds {kind}, and {who}; set data.path to prepared {wanted} (python launch/prepare.py "
+        f"{VERBS[wanted]}), or model.family"
+    )
+
+
+def _check_labelled(splits: list[Split], config: Config) -> None:
+    """Raises:
+    DataError: sources of pictures or rows do not go together, or rows not with the model.
+    """
+    first = splits[0]
+    for each in splits:
+        if each.manifest.classes != first.manifest.classes:
+            raise DataError(f"{each.location}: not the classes of {first.location}")
+        if config.model.data == "rows" and each.manifest.features != config.model.features:
+            raise DataError(
+                f"{each.location} has rows of {each.manifest.features:,} numbers, model.features is "
+                f"{config.model.features:,}; set model.features={each.manifest.features}"
+            )
 
 
 def mixture_of(config: Config) -> Mixture:

@@ -1,4 +1,4 @@
-"""The validation set of a run: the same sequences or pictures, each counted once, at every world size.
+"""The validation set of a run: the same sequences, pictures or rows, each counted once, at every world size.
 
 What cannot be read ends the run: a validation over less than the set could not be compared with any other.
 """
@@ -28,8 +28,8 @@ from nt_pretrain.data.sources import Sources, mixture_of
 from nt_pretrain.data.text import PADDING, Cursor, Sequence, packed, truncated
 
 Change = Callable[[Tensor, int], Tensor]
-"""From a picture, uint8 [3, H, W], and its number in the validation set to another of the same shape. It is sent to the
-processes that read, so it must be picklable."""
+"""From a picture, uint8 [3, H, W], or a row, fp32 [features], and its number in the validation set to another of the
+same shape. It is sent to the processes that read, so it must be picklable."""
 
 
 def validation_batches(config: Config, *, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -77,27 +77,27 @@ def validation_text(config: Config, *, disturb: Disturb | None = None) -> Valida
     return ValidationText([each.sequence for each in found], sum(each.characters for each in found))
 
 
-def validation_pictures(
+def validation_samples(
     config: Config, *, rank: int, world: int, change: Change | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The fixed validation pictures as pixels [S, 3, H, W] (uint8, channels_last) and labels [S] (int64).
+    """The fixed validation pictures as pixels [S, 3, H, W] (uint8, channels_last), or rows [S, features] (fp32), and
+    labels [S] (int64).
 
     The same set at every world size, in the order of the shards; every rank yields the same number of batches, filled
-    up with black pictures of label -100. Decoded, and changed by ``change``, by ``data.workers`` processes. Pictures
-    are numbered from 0 in that order: picture k of batch b of a rank is number (b * world + rank) * S + k.
+    up with zeros of label -100. Decoded, and changed by ``change``, by ``data.workers`` processes. Samples are numbered
+    from 0 in that order: sample k of batch b of a rank is number (b * world + rank) * S + k.
 
     Raises:
         DataError: the validation split cannot be read.
     """
     sources = Sources.open(config, "validation")
-    assert sources.are_pictures, "text has no pictures"
+    assert sources.kind != "text", "sequences of text have no labels"
     size, total = config.eval.micro_batch, sum(sources.documents.values())
     if config.eval.sequences:
         total = min(total, config.eval.sequences)
     firsts = range(rank * size, -(-total // (world * size)) * world * size, world * size)
-    pictures = _Pictures(config, tuple(firsts), total, change)
     loader = DataLoader(
-        pictures,
+        _Labelled(config, tuple(firsts), total, change),
         batch_size=None,
         num_workers=config.data.workers,
         worker_init_fn=settle_in,
@@ -106,22 +106,24 @@ def validation_pictures(
     batches = iter(loader)
     while True:
         try:
-            pixels, labels, error = next(batches)
+            samples, labels, error = next(batches)
         except StopIteration:
             return
         except RuntimeError as lost:  # torch's word for a reader process that is gone
             raise DataError(
-                f"a process that reads validation pictures has died ({lost}). The usual cause is memory: look for it "
+                f"a process that reads validation samples has died ({lost}). The usual cause is memory: look for it "
                 "in the system's log, or read in the training process with data.workers=0"
             ) from None
         if error:
             raise DataError(error)
-        yield pixels.permute(0, 3, 1, 2), labels
+        yield samples.permute(0, 3, 1, 2) if sources.kind == "pictures" else samples, labels
 
 
 @dataclass
-class _Pictures(Dataset[Any]):
-    """Validation batches of one rank by number: (pixels [S, H, W, 3], labels [S], what is wrong)."""
+class _Labelled(Dataset[Any]):
+    """Validation batches of one rank by number: (pixels [S, H, W, 3] or rows [S, features], labels [S], what is
+    wrong).
+    """
 
     config: Config
     firsts: tuple[int, ...]
@@ -133,28 +135,47 @@ class _Pictures(Dataset[Any]):
         return len(self.firsts)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str]:
-        data, size = self.config.data, self.config.eval.micro_batch
-        pixels = torch.zeros(size, data.picture_size, data.picture_size, 3, dtype=torch.uint8)
-        labels = torch.full((size,), NO_LABEL)
+        size = self.config.eval.micro_batch
+        samples, labels = _blank(self.config, size), torch.full((size,), NO_LABEL)
         try:
             if not self._places:  # opened by the process that reads
                 splits = Sources.open(self.config, "validation").splits
                 self._places = [(split, *place) for split in splits for place in _places(split)]
             first = self.firsts[number]
             for row, (split, shard, document) in enumerate(self._places[first : min(first + size, self.total)]):
-                content, label = split.picture(shard, document)
-                try:
-                    picture = evaluation_picture(content, size=data.picture_size, shorter=data.picture_shorter)
-                except ImageError as error:
-                    name = split.manifest.shards[shard].name
-                    return pixels, labels, f"{split.location}/{name}: picture {document}: {error}"
+                sample, labels[row] = _labelled(self.config, split, shard, document)
                 if self.change is not None:
-                    picture = self.change(picture, first + row)
-                pixels[row], labels[row] = picture.permute(1, 2, 0), label
+                    sample = self.change(sample, first + row)
+                samples[row] = sample.permute(1, 2, 0) if samples.ndim == 4 else sample
         except DataError as error:
             # As text: exceptions lose their type on the way out of a reader process.
-            return pixels, labels, str(error)
-        return pixels, labels, ""
+            return samples, labels, str(error)
+        return samples, labels, ""
+
+
+def _blank(config: Config, size: int) -> Tensor:
+    """A batch of nothing: pixels [S, H, W, 3] or rows [S, features]."""
+    if config.model.data == "rows":
+        return torch.zeros(size, config.model.features)
+    return torch.zeros(size, config.data.picture_size, config.data.picture_size, 3, dtype=torch.uint8)
+
+
+def _labelled(config: Config, split: Split, shard: int, document: int) -> tuple[Tensor, int]:
+    """A picture, uint8 [3, H, W], or a row, fp32 [features], and its label.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if split.manifest.kind == "rows":
+        row, label = split.row(shard, document)
+        return torch.from_numpy(row.copy()), label
+    content, label = split.picture(shard, document)
+    try:
+        size, shorter = config.data.picture_size, config.data.picture_shorter
+        return evaluation_picture(content, size=size, shorter=shorter), label
+    except ImageError as error:
+        name = split.manifest.shards[shard].name
+        raise DataError(f"{split.location}/{name}: picture {document}: {error}") from None
 
 
 def unigram_counts(config: Config, limit: int) -> np.ndarray:

@@ -56,20 +56,22 @@ def equal_mass_error(confidences: Tensor, bins: int = BINS) -> float:
     samples = sum(count for count, _, _ in filled)
     if not samples:
         return math.nan
-    mass = Fraction(samples, bins)
-    parts = [(Fraction(0), Fraction(0)) for _ in range(bins)]
-    before = Fraction(0)
+    # In units of a sample / bins, in which edges are whole numbers: bin i begins at i * samples.
+    correct: list[int | Fraction] = [0] * bins
+    confidence: list[int | Fraction] = [0] * bins
+    at = 0
     for count, hit, total in filled:
-        first = int(before / mass)
-        for index in range(first, bins):
-            share = min(before + count, mass * (index + 1)) - max(before, mass * index)
-            if share <= 0:
-                break
-            share /= count
-            correct, confidence = parts[index]
-            parts[index] = (correct + hit * share, confidence + Fraction(total, int(UNIT)) * share)
-        before += count
-    return _error(parts, confidences)
+        whole, end = count * bins, at + count * bins
+        while at < end:
+            index = at // samples
+            stop = min(end, samples * (index + 1))
+            # As a rule all of it lies in one bin; integers add up faster than fractions.
+            share = 1 if stop - at == whole else Fraction(stop - at, whole)
+            correct[index] += hit * share
+            confidence[index] += total * share
+            at = stop
+    shares = zip(map(Fraction, correct), (Fraction(each) / int(UNIT) for each in confidence), strict=True)
+    return _error(list(shares), confidences)
 
 
 def classwise_error(classwise: Tensor) -> float:

@@ -14,7 +14,7 @@ from nt_pretrain.eval.corruptions import corrupted
 @dataclass(frozen=True)
 class Corruptor:
     """Corrupts pictures by their number in the set. As ``change`` of :func:`nt_pretrain.data.validation.
-    validation_pictures` it does so in the processes that decode, which keeps pace with more of them.
+    validation_samples` it does so in the processes that decode, which keeps pace with more of them.
     """
 
     name: str

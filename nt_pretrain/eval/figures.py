@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from nt_pretrain.eval.calibration import BINS, equal_width_error, reliability
 from nt_pretrain.eval.classification import ClassificationSums
-from nt_pretrain.eval.members import member_names
+from nt_pretrain.eval.members import head_names, label_of, member_names
 from nt_pretrain.eval.selective import area_under_risk_coverage, risk_coverage
 from nt_pretrain.observe.curves import BLACK, COLOURS, DASHES, GREY
 
 
-def draw_reliability(sums: ClassificationSums, target: Path) -> Path:
+def draw_reliability(sums: ClassificationSums, target: Path, heads: Sequence[str] = ()) -> Path:
     """Reliability diagrams (DeGroot and Fienberg, 1983) of heads and ensembles: accuracy over confidence in 15 bins,
     the share of samples of a bin as grey bars. Below the diagonal a member is too sure.
+
+    Args:
+        heads: their names; () for those of one model.
     """
-    names = member_names(len(sums.correct) - 2)
+    names = _names(sums, heads)
     figure, axes = _grid(len(names), width=3.1, height=3.3)
     for index, (axis, name) in enumerate(zip(axes, names, strict=True)):
         points = reliability(sums.bins[index])
@@ -37,10 +41,10 @@ def draw_reliability(sums: ClassificationSums, target: Path) -> Path:
     return _save(figure, target)
 
 
-def draw_risk_coverage(sums: ClassificationSums, target: Path) -> Path:
-    """Risk over coverage of heads and ensembles, with the area under each curve."""
+def draw_risk_coverage(sums: ClassificationSums, target: Path, heads: Sequence[str] = ()) -> Path:
+    """Risk over coverage of heads and ensembles, with the area under each curve; ``heads`` as above."""
     figure, (axis,) = _grid(1, width=6.5, height=4.2)
-    for index, name in enumerate(member_names(len(sums.correct) - 2)):
+    for index, name in enumerate(_names(sums, heads)):
         coverage, risk = risk_coverage(sums.confidences[index])
         area = area_under_risk_coverage(sums.confidences[index])
         ensemble = name.startswith("ensemble")
@@ -58,9 +62,11 @@ def draw_risk_coverage(sums: ClassificationSums, target: Path) -> Path:
     return _save(figure, target)
 
 
-def draw_pairs(matrix: Tensor, target: Path, *, title: str, expected: Tensor | None = None) -> Path:
+def draw_pairs(
+    matrix: Tensor, target: Path, *, title: str, expected: Tensor | None = None, names: Sequence[str] = ()
+) -> Path:
     """A heat map of a value of every pair of heads, fp64 [M, M] between 0 and 1; ``expected`` stands below it in
-    brackets. For disagreement and for the overlap of masks.
+    brackets. For disagreement and for the overlap of masks. ``names`` stand along the sides; () for numbers.
     """
     heads = len(matrix)
     figure, (axis,) = _grid(1, width=1.8 + 0.75 * heads, height=1.4 + 0.7 * heads)
@@ -76,7 +82,12 @@ def draw_pairs(matrix: Tensor, target: Path, *, title: str, expected: Tensor | N
                 axis.text(column, row, text, ha="center", va="center", color="white" if dark else BLACK, fontsize=8)
     axis.set_xticks(range(heads))
     axis.set_yticks(range(heads))
-    axis.set(xlabel="head", ylabel="head")
+    if names:
+        labels = [label_of(name) for name in names]
+        axis.set_xticklabels(labels, rotation=45, ha="right", fontsize=8)
+        axis.set_yticklabels(labels, fontsize=8)
+    else:
+        axis.set(xlabel="head", ylabel="head")
     axis.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axis, shrink=0.8)
     return _save(figure, target)
@@ -100,7 +111,11 @@ def title_of(name: str) -> str:
     """A member's name for people."""
     if name == "ensemble":
         return "ensemble, mean probability"
-    return "ensemble, mean logit" if name == "ensemble_logit" else name.replace("_", " ")
+    return "ensemble, mean logit" if name == "ensemble_logit" else label_of(name)
+
+
+def _names(sums: ClassificationSums, heads: Sequence[str]) -> list[str]:
+    return member_names(heads or head_names(len(sums.correct) - 2))
 
 
 def _grid(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:

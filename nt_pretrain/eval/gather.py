@@ -1,6 +1,6 @@
-"""What the heads of a sharded model say of batches, and all measures of it summed over ranks.
+"""What the heads of sharded models say of batches, and all measures of it summed over ranks.
 
-The network runs in evaluation mode (the NeuroTrails code measured in training mode) and is put back as it was. Forward
+A network runs in evaluation mode (the NeuroTrails code measured in training mode) and is put back as it was. Forward
 passes have a multiple of :data:`ROWS` rows: products of one to three rows take other kernels, whose last bit differs,
 so that the batch size would show in the logits of an otherwise exact measurement.
 """
@@ -16,10 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.measure import Measures
+from nt_pretrain.eval.voices import Part, Voices
 from nt_pretrain.models.loss import IGNORED
-from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.exchange import gathered
 from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.mesh import Ranks
@@ -43,8 +42,7 @@ class Said:
 
 
 def gather_measures(
-    model: MultiHead,
-    config: Config,
+    voices: Voices,
     batches: Iterable[Inputs],
     ranks: Ranks,
     *,
@@ -60,15 +58,13 @@ def gather_measures(
         temperatures: [M + 2], of the members; fitted on other samples.
         progress: told the batches that are done.
     """
-    measures = Measures.zeros(
-        config.model.voices, classwise=classwise, temperatures=temperatures, device=ranks.device
-    )  # fmt: skip
-    for done, words in enumerate(said(model, config, batches, ranks), start=1):
+    measures = Measures.zeros(voices.names, classwise=classwise, temperatures=temperatures, device=ranks.device)
+    for done, words in enumerate(said(voices, batches, ranks), start=1):
         measures.add(words.logits, words.labels)
         if progress is not None:
             progress(done)
     # On the CPU: thousands of small values are read off it, each of which a GPU would be waited for.
-    whole = Measures.zeros(config.model.voices, classwise=classwise, temperatures=temperatures)
+    whole = Measures.zeros(voices.names, classwise=classwise, temperatures=temperatures)
     whole.take(summed_over_ranks(measures.table(), ranks))
     return whole
 
@@ -80,8 +76,8 @@ def summed_over_ranks(table: Tensor, ranks: Ranks) -> Tensor:
     return total
 
 
-def said(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ranks) -> Iterator[Said]:
-    """What all heads say of this rank's batches, one batch at a time. Collective.
+def said(voices: Voices, batches: Iterable[Inputs], ranks: Ranks) -> Iterator[Said]:
+    """What all heads that speak say of this rank's batches, one batch at a time. Collective.
 
     Under head parallelism each rank still gets its own batches, with the logits of all heads; of ranks that share their
     matrix products one gets the samples, the others none.
@@ -90,11 +86,15 @@ def said(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ran
         batches: all of one size; every rank brings as many. Batch k of data rank r is the one numbered k * ranks + r of
             the whole set, as :func:`nt_pretrain.data.validation.validation_batches` deals them out.
     """
-    was = [(module, module.training) for module in model.modules()]
-    model.eval()
+    was = [(module, module.training) for model in voices.models for module in model.modules()]
+    for model in voices.models:
+        model.eval()
     try:
         for number, batch in enumerate(batches):
-            logits, targets = _forward(model, config, batch, ranks)
+            filled = _filled(batch.to(ranks.device))
+            of_parts, targets = [_forward(part, filled, ranks) for part in voices.parts], filled.targets
+            logits = of_parts[0] if len(of_parts) == 1 else torch.cat(of_parts)
+            del of_parts
             first = (number * ranks.sizes.data + ranks.data_rank) * batch.samples
             samples = torch.arange(first, first + len(targets), device=targets.device)
             samples = samples.view(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
@@ -106,30 +106,34 @@ def said(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks: Ran
     finally:
         for module, training in was:
             module.training = training
-        for root in roots(model):
-            assert isinstance(root, FSDPModule)
-            root.reshard()
+        for part in voices.parts:
+            for root in roots(part.model):
+                assert isinstance(root, FSDPModule)
+                root.reshard()
 
 
 @torch.no_grad()
-def _forward(model: MultiHead, config: Config, batch: Inputs, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """Logits of all heads [M, S, ..., C] and targets [S, ...] of this rank's batch, filled up to whole rows."""
-    batch = _filled(batch.to(ranks.device))
+def _forward(part: Part, batch: Inputs, ranks: Ranks) -> Tensor:
+    """Logits [M, S, ..., C] of the heads of a part that speak, for this rank's batch."""
+    if ranks.sizes.head > 1 and len(part.heads) < part.config.model.heads:
+        raise ValueError(f"heads {list(part.heads)} alone: ranks that share out the heads run all of them")
     group, own = ranks.head_group, slice(ranks.place["head"] * batch.samples, (ranks.place["head"] + 1) * batch.samples)
     # Each rank of the group runs its heads on the samples of all of them, then every head's logits of one's own
     # samples come together.
     logits = []
-    with computing(config, ranks.device):
-        _, start, context, _ = run_trunk(model, config, batch, group)
-        for head in own_heads(model).values():
+    with part.around(), computing(part.config, ranks.device):
+        _, start, context, _ = run_trunk(part.model, part.config, batch, group)
+        for number, head in own_heads(part.model).items():
+            if part.config.model.sharing != "none":
+                return torch.stack([each for at, each in enumerate(head(start, context)) if at in part.heads])
+            if number not in part.heads:
+                continue
             whole = head(start, context)
             logits.append(whole if ranks.sizes.head == 1 else gathered(whole[None], 0, group)[:, own])
-    if config.model.sharing != "none":
-        return torch.cat(logits), batch.targets
     if ranks.sizes.head == 1:
-        return torch.stack(logits), batch.targets
+        return torch.stack(logits)
     # [heads of a rank][ranks of the group, S, ...]: the first rank's heads come first.
-    return torch.stack(logits, dim=1).flatten(0, 1), batch.targets
+    return torch.stack(logits, dim=1).flatten(0, 1)
 
 
 def _filled(batch: Inputs) -> Inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,7 +14,7 @@ from nt_pretrain.eval.classification import ClassificationSums, classification_v
 from nt_pretrain.eval.diversity import DiversitySums, diversity_values
 from nt_pretrain.eval.exact import carried
 from nt_pretrain.eval.heads_used import HeadsUsedSums, heads_used_values
-from nt_pretrain.eval.members import member_names, pieces
+from nt_pretrain.eval.members import head_names, member_names, pieces
 from nt_pretrain.eval.selective import area_under_risk_coverage
 
 FIXED_POINT = {"nll", "brier", "kl", "jensen_shannon", "cosine", "centred_cosine", "mutual_information"}
@@ -22,13 +23,13 @@ FIXED_POINT = {"nll", "brier", "kl", "jensen_shannon", "cosine", "centred_cosine
 
 @dataclass
 class Measures:
-    """Sums of a set of samples for M heads; ``temperatures`` [M + 2] where the members are calibrated.
+    """Sums of a set of samples for the M heads ``names``; ``temperatures`` [M + 2] where the members are calibrated.
 
     The size does not depend on the number of samples: about 1 MB for each member, and 360 bytes more for each class
     where classwise calibration is wanted.
     """
 
-    heads: int
+    names: tuple[str, ...]
     classification: ClassificationSums
     diversity: DiversitySums
     heads_used: HeadsUsedSums
@@ -36,20 +37,34 @@ class Measures:
 
     @staticmethod
     def zeros(
-        heads: int,
+        heads: int | Sequence[str],
         *,
         classwise: int = 0,
         temperatures: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> Measures:
-        """Empty sums; ``classwise`` is the number of classes where classwise calibration is wanted, else 0."""
+        """Empty sums of heads by their names, or of so many heads of one model.
+
+        Args:
+            classwise: the number of classes where classwise calibration is wanted, else 0.
+        """
+        names = head_names(heads) if isinstance(heads, int) else tuple(heads)
         return Measures(
-            heads=heads,
-            classification=ClassificationSums.zeros(heads + 2, classwise=classwise, device=device),
-            diversity=DiversitySums.zeros(heads, device=device),
-            heads_used=HeadsUsedSums.zeros(heads, device=device),
+            names=names,
+            classification=ClassificationSums.zeros(len(names) + 2, classwise=classwise, device=device),
+            diversity=DiversitySums.zeros(len(names), device=device),
+            heads_used=HeadsUsedSums.zeros(len(names), device=device),
             temperatures=temperatures,
         )
+
+    @property
+    def heads(self) -> int:
+        return len(self.names)
+
+    @property
+    def members(self) -> list[str]:
+        """Names of heads and ensembles, in the order of all sums."""
+        return member_names(self.names)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add samples or tokens: logits [M, ..., C] of all heads, labels [...] with IGNORED where none is.
@@ -113,7 +128,7 @@ def values_of(measures: Measures) -> dict[str, dict[str, float]]:
     ``ensemble_gain_logit`` (mean head's NLL less the ensemble's, in nats) and ``ensemble_gain_accuracy``.
     """
     sums = measures.classification
-    names = member_names(measures.heads)
+    names = measures.members
     table = {name: member_values(sums, index) for index, name in enumerate(names)}
     heads = [table[name] for name in names[: measures.heads]]
     mean = {name: _mean([head[name] for head in heads]) for name in heads[0]}

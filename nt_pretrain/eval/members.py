@@ -7,7 +7,8 @@ logits. Each has log-scores; divided by a temperature and normalised they are it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +48,22 @@ class Predictions:
         return self.logits.shape[0]
 
 
-def member_names(heads: int) -> list[str]:
-    """Names of the members in their order: ``head_0`` ..., ``ensemble`` (mean of probabilities), ``ensemble_logit``."""
-    return [*(f"head_{head}" for head in range(heads)), "ensemble", "ensemble_logit"]
+def head_names(heads: int) -> tuple[str, ...]:
+    """Names of the heads of a model that speaks alone."""
+    return tuple(f"head_{head}" for head in range(heads))
+
+
+def member_names(heads: Sequence[str]) -> list[str]:
+    """Names of the members in their order: the heads', ``ensemble`` (mean of probabilities), ``ensemble_logit``."""
+    return [*heads, "ensemble", "ensemble_logit"]
+
+
+def label_of(name: str) -> str:
+    """A member's name for people: ``head 1``; ``twin, head 1`` of a member of an ensemble with several heads."""
+    if name in ("ensemble", "ensemble_logit", "mean_head"):
+        return name.replace("_", " ")
+    spoken = re.sub(r"\.(head|pass)_(\d+)", r", \1 \2", name)
+    return re.sub(r"^(head|pass)_(\d+)", r"\1 \2", spoken)
 
 
 def pieces(logits: Tensor, labels: Tensor, temperatures: Tensor | None = None) -> Iterator[Predictions]:

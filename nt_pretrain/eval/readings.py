@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nt_pretrain.eval.measure import Measures, values_of
-from nt_pretrain.eval.members import member_names
 
 LOSSES = ("nll", "perplexity")
 
@@ -17,7 +16,7 @@ def readings_of(measures: Measures, *, with_losses: bool) -> dict[str, float]:
     """
     table = values_of(measures)
     found: dict[str, float] = {}
-    for member in [*member_names(measures.heads), "mean_head"]:
+    for member in [*measures.members, "mean_head"]:
         found |= {f"validation/{name}_{member}": value for name, value in table[member].items() if name not in LOSSES}
         if with_losses:
             found[f"validation/loss_{member}"] = table[member]["nll"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -91,17 +91,18 @@ def measure_all(
     samples: Callable[[Harm | None], Samples],
     harms: Sequence[Harm],
     *,
-    model: nn.Module,
+    models: Sequence[nn.Module],
     seed: int,
     domains: Mapping[str, Callable[[], Samples]] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Robustness:
-    """Measure a model as it is, under each harm and on each other corpus. Collective where ``measure`` is.
+    """Measure what speaks as it is, under each harm and on each other corpus. Collective where ``measure`` is.
 
     Args:
         measure: the sums of a set over all ranks.
         samples: the set under a harm of its inputs; as it is for None.
         harms: of :func:`nt_pretrain.eval.harms.harms_of`.
+        models: whose weights are dropped; those of the same name in different ones by chances of their own.
         seed: of dropped weights; ``samples`` has that of inputs.
         domains: other corpora by name.
         progress: called before each set with sets done, sets in all, what comes; and at the end.
@@ -121,7 +122,9 @@ def measure_all(
     harmed: list[tuple[Harm, Values]] = []
     for harm in harms:
         inputs = None if harm.kind == "weights" else harm
-        with weight_dropout(model, harm.amount[0], seed) if inputs is None else nullcontext():
+        with ExitStack() as stack:
+            for number, model in enumerate(models if inputs is None else ()):
+                stack.enter_context(weight_dropout(model, harm.amount[0], seed + number))
             harmed.append((harm, measured(f"{harm.name} {harm.severity}", partial(samples, inputs))[1]))
     found = {name: measured(name, made)[1] for name, made in others.items()}
     progress(done, total, "")

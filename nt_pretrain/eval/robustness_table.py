@@ -6,10 +6,11 @@ from rich import box
 from rich.table import Table
 
 from nt_pretrain.eval.harms import Kind
+from nt_pretrain.eval.members import label_of
 from nt_pretrain.eval.robustness import MEANS, Robustness, means, severities
 
 TITLES: dict[Kind, str] = {
-    "corruption": "corrupted pictures",
+    "corruption": "corrupted inputs",
     "typing": "typing errors",
     "weights": "weights dropped at inference",
 }
@@ -41,7 +42,7 @@ def _members(robustness: Robustness, kind: Kind) -> Table:
     for member in robustness.members:
         found = means(robustness, kind, member)
         pairs = ((robustness.clean[member][value], found[label]) for label, value in shown.items())
-        table.add_row(member.replace("_", " "), *(f"{number:.4f}" for pair in pairs for number in pair))
+        table.add_row(label_of(member), *(f"{number:.4f}" for pair in pairs for number in pair))
     return table
 
 
@@ -65,8 +66,9 @@ def _lost(robustness: Robustness) -> Table:
     clean = robustness.clean["ensemble"]
     table.add_row("none", f"{clean['accuracy']:.4f}", "", f"{clean['nll']:.4f}", "")
     for row in robustness.lost_heads:
+        lost = label_of(robustness.members[int(row["lost"])])
         table.add_row(
-            f"head {row['lost']}", f"{row['accuracy']:.4f}", f"{row['accuracy_change']:+.4f}", f"{row['nll']:.4f}",
+            lost, f"{row['accuracy']:.4f}", f"{row['accuracy_change']:+.4f}", f"{row['nll']:.4f}",
             f"{row['nll_change']:+.4f}",
         )  # fmt: skip
     return table

@@ -10,6 +10,7 @@ from typing import Any
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.harms import Harm
+from nt_pretrain.evaluation.chosen import Chosen
 from nt_pretrain.evaluation.target import Target
 
 SECTIONS_WITHOUT_EFFECT = {"parallel", "checkpoint", "observe"}
@@ -39,6 +40,7 @@ class Options:
         foreign: a prepared corpus whose samples are to be told from those of the run's, or None.
         harms: names of harms with commas between, or "all"; None for none.
         domains: prepared corpora to measure beside the run's own.
+        dropout: rate and passes of MC dropout, or None.
         norms: training pictures on which running statistics of batch norms are measured again; 0: they stay.
     """
 
@@ -50,15 +52,13 @@ class Options:
     harms: str | None = None
     domains: tuple[str, ...] = ()
     norms: int = 0
+    dropout: tuple[float, int] | None = None
 
 
-def asked_of(target: Target, config: Config, options: Options, harms: Sequence[Harm]) -> dict[str, Any]:
-    """What was asked for, as JSON: the same on any number of ranks and for any batch size.
-
-    Args:
-        config: the run's, with what the command line overrides.
-    """
-    return {
+def asked_of(chosen: Chosen, options: Options, harms: Sequence[Harm]) -> dict[str, Any]:
+    """What was asked for, as JSON: the same on any number of ranks and for any batch size."""
+    first, config = chosen.speakers[0], chosen.config
+    asked = {
         "share": options.share,
         "samples": config.eval.sequences or None,
         "norms": options.norms or None,
@@ -68,8 +68,15 @@ def asked_of(target: Target, config: Config, options: Options, harms: Sequence[H
         "harms": list(dict.fromkeys(harm.name for harm in harms)),
         "domains": list(options.domains),
         "precision": config.train.precision,
-        "overrides": _overrides(target, config, other_data=options.data is not None),
+        "overrides": _overrides(first.target, config, other_data=options.data is not None),
     }
+    if options.dropout is not None:
+        asked["dropout"] = {"rate": options.dropout[0], "passes": options.dropout[1]}
+    if chosen.manifest is None:
+        return asked
+    members = [{"name": each.name, "heads": list(each.heads), "sha256": each.listed.sha256 if each.listed else ""}
+               for each in chosen.speakers]  # fmt: skip
+    return asked | {"members": members}
 
 
 def _overrides(target: Target, config: Config, *, other_data: bool) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import bits31, key_of
 from nt_pretrain.eval.gather import said, summed_over_ranks
 from nt_pretrain.eval.temperature import Temperatures, fit_temperatures
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.models.loss import IGNORED
-from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
 
@@ -53,8 +52,7 @@ def held_out(share: float, total: int, *, labels: int, heads: int, classes: int)
 
 
 def fit(
-    model: MultiHead,
-    config: Config,
+    voices: Voices,
     batches: Iterable[Inputs],
     held: Held,
     ranks: Ranks,
@@ -69,8 +67,8 @@ def fit(
     Raises:
         ValueError: on all ranks; no sample of them has a label, or a logit is not finite.
     """
-    kept = [(each.logits, each.labels) for each in said(model, config, _only(batches, held, ranks, progress), ranks)]
-    return fit_temperatures(lambda: kept, config.model.heads, lambda table: summed_over_ranks(table, ranks))
+    kept = [(each.logits, each.labels) for each in said(voices, _only(batches, held, ranks, progress), ranks)]
+    return fit_temperatures(lambda: kept, voices.count, lambda table: summed_over_ranks(table, ranks))
 
 
 def _only(batches: Iterable[Inputs], held: Held, ranks: Ranks, progress: Callable[[int], None]) -> Iterator[Inputs]:

@@ -1,8 +1,8 @@
-"""One checkpoint measured whole: raw, calibrated, its diversity, and against another distribution."""
+"""A checkpoint, or an ensemble of several, measured whole: raw, calibrated, diversity, and against foreign samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,8 +16,10 @@ from nt_pretrain.eval.members import CHUNK, pieces
 from nt_pretrain.eval.ood import confidence_counts
 from nt_pretrain.eval.robustness import Robustness
 from nt_pretrain.eval.temperature import Temperatures
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.evaluation.batches import ValidationSet
 from nt_pretrain.evaluation.calibrate import Held, fit, held_out
+from nt_pretrain.evaluation.chosen import Chosen
 from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.overlap import topology_overlap
 from nt_pretrain.parallel.mesh import Ranks
@@ -56,12 +58,13 @@ class Evaluation:
 
     Attributes:
         whole: raw measures of all samples.
+        checkpoints: of all that speak, in the order of ``chosen``.
         overlap: Jaccard index of the heads' topologies and its expectation for random ones; None where there is none.
         notes: what was left out, and why, as lines for people.
     """
 
-    config: Config
-    checkpoint: Loaded
+    chosen: Chosen
+    checkpoints: list[Loaded]
     data: ValidationSet
     whole: Measures
     calibration: Calibration | None
@@ -72,8 +75,9 @@ class Evaluation:
 
 
 def evaluate(
-    config: Config,
-    loaded: Loaded,
+    chosen: Chosen,
+    loaded: Sequence[Loaded],
+    voices: Voices,
     data: ValidationSet,
     ranks: Ranks,
     *,
@@ -81,67 +85,70 @@ def evaluate(
     foreign: ValidationSet | None,
     progress: Progress,
 ) -> Evaluation:
-    """Measure a loaded model on ``data``; all but its robustness. Collective.
+    """Measure loaded models on ``data``; all but their robustness. Collective.
 
     Args:
+        voices: of ``loaded``, the checkpoints of ``chosen``.
         share: of the samples that temperatures are fitted on and calibrated values are not reported for; 0: none.
         foreign: samples of another distribution.
     """
-    heads, notes = config.model.heads, _notes(config, loaded)
+    notes = _notes(chosen, loaded)
     temperatures, held = None, None
     if share:
-        held = _held(config, data, ranks, share)
+        held = _held(chosen.config, voices, data, ranks, share)
         try:
-            temperatures = fit(
-                loaded.model, config, data.read(), held, ranks, lambda done: progress("fitting", done, data.rounds)
-            )
+            temperatures = fit(voices, data.read(), held, ranks, lambda done: progress("fitting", done, data.rounds))
         except ValueError as error:
             notes.append(str(error))
     if temperatures is None or held is None:
-        whole, calibration = _measure(config, loaded, data, ranks, progress), None
+        whole, calibration = _measure(voices, data, ranks, progress), None
     else:
-        whole, calibration = _measure_both(config, loaded, data, ranks, held, temperatures, progress)
+        whole, calibration = _measure_both(voices, data, ranks, held, temperatures, progress)
+    # Passes of MC dropout have the topology of their network.
+    is_plain = voices.count == len(chosen.voices)
+    overlap, left_out = topology_overlap(chosen.speakers, loaded, ranks) if is_plain else (None, "")
+    notes += [left_out] if left_out else []
     return Evaluation(
-        config=config,
-        checkpoint=loaded,
+        chosen=chosen,
+        checkpoints=list(loaded),
         data=data,
         whole=whole,
         calibration=calibration,
-        overlap=topology_overlap(loaded.layers, heads, ranks),
-        foreign=None if foreign is None else _foreign(config, loaded, foreign, ranks, progress),
+        overlap=overlap,
+        foreign=None if foreign is None else _foreign(voices, foreign, ranks, progress),
         robustness=None,
         notes=notes,
     )
 
 
-def _notes(config: Config, loaded: Loaded) -> list[str]:
-    """What should be known of the checkpoint."""
-    notes = [f"checkpoint skipped: {each}" for each in loaded.skipped]
-    if config.model.sees_pictures and not loaded.norms and is_update_step(config, loaded.step):
-        notes.append(
-            f"step {loaded.step:,} ended with a topology update, so the running statistics of batch norms are older "
-            "than the topology; --norms 2048 measures them again"
-        )
+def _notes(chosen: Chosen, loaded: Sequence[Loaded]) -> list[str]:
+    """What should be known of the checkpoints."""
+    notes = []
+    for each, one in zip(chosen.speakers, loaded, strict=True):
+        whose = f"{each.name}, " if each.name else ""
+        notes += [f"{whose}checkpoint skipped: {why}" for why in one.skipped]
+        if each.config.model.sees_pictures and not one.norms and is_update_step(each.config, one.step):
+            notes.append(
+                f"{whose}step {one.step:,} ended with a topology update, so the running statistics of batch norms are "
+                "older than the topology; --norms 2048 measures them again"
+            )
     return notes
 
 
-def _held(config: Config, data: ValidationSet, ranks: Ranks, share: float) -> Held:
+def _held(config: Config, voices: Voices, data: ValidationSet, ranks: Ranks, share: float) -> Held:
     total = data.rounds * ranks.sizes.data * config.eval.micro_batch
-    return held_out(
-        share, total, labels=data.labels_per_sample, heads=config.model.heads, classes=data.classes
-    )  # fmt: skip
+    return held_out(share, total, labels=data.labels_per_sample, heads=voices.count, classes=data.classes)
 
 
-def _measure(config: Config, loaded: Loaded, data: ValidationSet, ranks: Ranks, progress: Progress) -> Measures:
+def _measure(voices: Voices, data: ValidationSet, ranks: Ranks, progress: Progress) -> Measures:
     return gather_measures(
-        loaded.model, config, data.read(), ranks, classwise=data.classwise,
+        voices, data.read(), ranks, classwise=data.classwise,
         progress=lambda done: progress("measuring", done, data.rounds),
     )  # fmt: skip
 
 
 def _measure_both(
-    config: Config,
-    loaded: Loaded,
+    voices: Voices,
     data: ValidationSet,
     ranks: Ranks,
     held: Held,
@@ -149,10 +156,11 @@ def _measure_both(
     progress: Progress,
 ) -> tuple[Measures, Calibration]:
     """All samples raw, and those that are not held out raw and calibrated, in one pass."""
-    heads, device = config.model.heads, ranks.device
-    fitted, raw, calibrated = (Measures.zeros(heads, classwise=data.classwise, device=device) for _ in range(3))
+    fitted, raw, calibrated = (
+        Measures.zeros(voices.names, classwise=data.classwise, device=ranks.device) for _ in range(3)
+    )
     calibrated.temperatures = temperatures.values
-    for done, words in enumerate(said(loaded.model, config, data.read(), ranks), start=1):
+    for done, words in enumerate(said(voices, data.read(), ranks), start=1):
         away = held.of(words.samples)
         fitted.add(words.logits[:, away], words.labels[away])
         logits, labels = words.logits[:, ~away], words.labels[~away]
@@ -166,10 +174,10 @@ def _measure_both(
     return fitted, Calibration(temperatures, raw, calibrated)
 
 
-def _foreign(config: Config, loaded: Loaded, data: ValidationSet, ranks: Ranks, progress: Progress) -> Foreign:
-    members = config.model.heads + 2
+def _foreign(voices: Voices, data: ValidationSet, ranks: Ranks, progress: Progress) -> Foreign:
+    members = voices.count + 2
     confidences, broken = torch.zeros(members, BUCKETS, dtype=torch.int64, device=ranks.device), 0
-    for done, words in enumerate(said(loaded.model, config, data.read(), ranks), start=1):
+    for done, words in enumerate(said(voices, data.read(), ranks), start=1):
         rows = max(1, CHUNK // (words.logits.shape[0] * words.logits.shape[2]))
         for part in words.logits.split(rows, dim=1):
             if part.shape[1]:

@@ -12,54 +12,52 @@ from torch.distributed.tensor import DTensor
 
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.config.errors import ConfigErrors
-from nt_pretrain.config.schema import Config
-from nt_pretrain.evaluation.load import find, load
-from nt_pretrain.evaluation.target import Target
+from nt_pretrain.evaluation.chosen import Chosen
+from nt_pretrain.evaluation.speakers import find_all, load_all
 from nt_pretrain.models.network import vision_of
 from nt_pretrain.models.timm_layout import to_timm
 from nt_pretrain.models.vision import VisionModel
 from nt_pretrain.parallel.mesh import Ranks
 
 
-def exportable(config: Config, head: int, *, world: int) -> VisionModel:
-    """The network that can be written.
+def exportable(chosen: Chosen, head: int, *, world: int) -> tuple[Chosen, VisionModel]:
+    """The one head that is written, by its number over all members, and its network.
 
     Raises:
         ConfigErrors: timm has no such network, the model has no such head, or there are several ranks.
     """
-    model = config.model
+    chosen = chosen.only(head)
+    model = chosen.config.model
     wrong = [f"{world} ranks were started; an export takes one process, without torchrun"] if world > 1 else []
     if not model.sees_pictures or vision_of(model).is_for_small_pictures:
         wrong.append(f"model.family {model.family} has no layout in timm; resnet18, resnet34 and resnet50 have")
-    if not 0 <= head < model.heads:
-        wrong.append(f"--head {head}: there is none; the run has heads 0 to {model.heads - 1}")
     if wrong:
         raise ConfigErrors(wrong)
-    return vision_of(model)
+    return chosen, vision_of(model)
 
 
-def export(
-    target: Target, config: Config, ranks: Ranks, out: Path, tell: Callable[[str], None], *, head: int, average: bool
-) -> None:
+def export(chosen: Chosen, ranks: Ranks, out: Path, tell: Callable[[str], None], *, head: int, average: bool) -> None:
     """Write a state dict for ``timm.create_model(...).load_state_dict`` to ``out``, replacing what is there.
 
     Args:
         ranks: one.
-        head: whose network.
+        head: whose network, by its number over all members.
         average: the moving average of the weights instead of these.
 
     Raises:
         CheckpointError: there is no checkpoint, it cannot be used, or ``out`` cannot be written.
         ConfigErrors: as :func:`exportable`.
     """
-    model = exportable(config, head, world=ranks.world)
-    loaded = load(find(target, config, ranks), config, ranks, average=average)
+    chosen, model = exportable(chosen, head, world=ranks.world)
+    (loaded,) = load_all(find_all(chosen, ranks), chosen, ranks, average=average)
+    (speaker,) = chosen.speakers
     state = {name: _whole(tensor) for name, tensor in loaded.model.state_dict().items()}
-    on_first(ranks.control, f"cannot write {out}", lambda: _save(to_timm(state, model, head=head), out))
+    on_first(ranks.control, f"cannot write {out}", lambda: _save(to_timm(state, model, head=speaker.heads[0]), out))
     for skipped in loaded.skipped:
         tell(f"checkpoint skipped: {skipped}")
     kind = ", average of the weights" if average else ""
-    tell(f"head {head} of {config.run.name}, step {loaded.step:,}{kind}: {out}")
+    of = f"{speaker.name}, {chosen.manifest[0]}" if chosen.manifest else speaker.config.run.name
+    tell(f"head {speaker.heads[0]} of {of}, step {loaded.step:,}{kind}: {out}")
     tell(f"  network = timm.create_model({model.family!r}, num_classes={model.classes})")
     if model.small_stem:
         tell("  network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from nt_pretrain.config.errors import ConfigErrors
-from nt_pretrain.config.schema import Config, ModelSection
+from nt_pretrain.config.schema import Config
 from nt_pretrain.data.spelling import Speller
 from nt_pretrain.data.tokenizer import Tokenizer, load_tokenizer
-from nt_pretrain.evaluation.load import Loaded, find, load
+from nt_pretrain.eval.members import label_of
+from nt_pretrain.eval.voices import Voices
+from nt_pretrain.evaluation.chosen import Chosen
+from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.plain import make_plain
 from nt_pretrain.evaluation.sampling import Sampling, draw, pooled
-from nt_pretrain.evaluation.target import Target
-from nt_pretrain.models.decode import decode_step, empty_cache, prefill
-from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.evaluation.speakers import find_all, load_all, voices_of
+from nt_pretrain.models.decode import empty_cache, prefill
 from nt_pretrain.parallel.mesh import Ranks
 
 
@@ -27,7 +29,7 @@ class Wanted:
 
     Attributes:
         tokens: the most that are written; the end of the document may come before.
-        head: number of the head that writes; None: the ensemble.
+        head: number of the head that writes, counted over all members of an ensemble; None: the ensemble.
         average: with the moving average of the weights.
     """
 
@@ -51,25 +53,26 @@ class Timing:
         return (self.written - 1) / self.steps if self.steps > 0 else float("nan")
 
 
-def check(config: Config, wanted: Wanted, *, world: int) -> None:
-    """Raises:
-    ConfigErrors: the run is of pictures, has no such head, or there are several ranks.
+def check(chosen: Chosen, wanted: Wanted, *, world: int) -> Chosen:
+    """Who writes: all that were chosen, or one head.
+
+    Raises:
+        ConfigErrors: the run is not of text, has no such head, or there are several ranks.
     """
-    model = config.model
+    model = chosen.config.model
     wrong = [f"{world} ranks were started; text is written by one process, without torchrun"] if world > 1 else []
-    if model.sees_pictures:
-        wrong.append(f"model.family {model.family} reads pictures; only runs of text can write")
-    if wanted.head is not None and not 0 <= wanted.head < model.heads:
-        wrong.append(f"--head {wanted.head}: there is none; the run has heads 0 to {model.heads - 1}")
+    if model.classifies:
+        wrong.append(f"model.family {model.family} reads {model.data}; only runs of text can write")
     if wrong:
         raise ConfigErrors(wrong)
+    return chosen if wanted.head is None else chosen.only(wanted.head)
 
 
 def run(
-    target: Target, config: Config, wanted: Wanted, ranks: Ranks, write: Callable[[str], None],
+    chosen: Chosen, wanted: Wanted, ranks: Ranks, write: Callable[[str], None],
     tell: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Load a checkpoint and write text.
+    """Load a checkpoint, or the members of an ensemble, and write text.
 
     Args:
         ranks: one.
@@ -80,11 +83,15 @@ def run(
         CheckpointError, DataError: the checkpoint or the tokenizer cannot be read.
         ConfigErrors: as :func:`check`.
     """
-    check(config, wanted, world=ranks.world)
-    loaded = load(find(target, config, ranks), config, ranks, average=wanted.average)
-    for skipped in loaded.skipped:
-        tell(f"checkpoint skipped: {skipped}")
-    make_plain(loaded.model, precision_of(config))
+    chosen = check(chosen, wanted, world=ranks.world)
+    config = chosen.config
+    if chosen.why:
+        tell(chosen.why)
+    loaded = load_all(find_all(chosen, ranks), chosen, ranks, average=wanted.average)
+    for each, one in zip(chosen.speakers, loaded, strict=True):
+        for skipped in one.skipped:
+            tell(f"checkpoint skipped: {skipped}")
+        make_plain(one.model, precision_of(each.config))
     tokenizer = load_tokenizer(config.data.tokenizer)
     prompt = wanted.prompt.rstrip(" ")
     if prompt != wanted.prompt:
@@ -97,14 +104,14 @@ def run(
         )
     write(prompt)
     speller, timing, ended = Speller(tokenizer, at_start=not prompt), Timing(), False
-    for token in written(loaded.model, config.model, tokens, wanted, timing):
+    for token in written(voices_of(chosen, loaded), tokens, wanted, timing):
         ended = token == tokenizer.end
         if ended:
             break
         write(speller.spell(token))
     write(speller.rest())
     write("\n")
-    tell(_told(config, loaded, wanted, timing, len(tokens), ended))
+    tell(_told(chosen, loaded, wanted, timing, len(tokens), ended))
 
 
 def precision_of(config: Config) -> torch.dtype:
@@ -117,30 +124,43 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [int(each) for each in tokenizer.processor.encode(prompt)] or [tokenizer.end]
 
 
-def written(
-    model: MultiHead, section: ModelSection, prompt: list[int], wanted: Wanted, timing: Timing
-) -> Iterator[int]:
-    """``wanted.tokens`` tokens that follow ``prompt``; ``timing`` is kept while they are made."""
-    heads = None if wanted.head is None else [wanted.head]
-    cache = empty_cache(model, section, sequences=1, capacity=len(prompt) + wanted.tokens, heads=heads)
-    device = cache.tables[0].device
+def written(voices: Voices, prompt: list[int], wanted: Wanted, timing: Timing) -> Iterator[int]:
+    """``wanted.tokens`` tokens that follow ``prompt``; ``timing`` is kept while they are made.
+
+    Args:
+        voices: of plain models; each token is that of the mean of their probabilities.
+    """
+    caches = [
+        empty_cache(
+            part.model, part.config.model, sequences=1, capacity=len(prompt) + wanted.tokens, heads=part.heads
+        )
+        for part in voices.parts
+    ]  # fmt: skip
+    device = caches[0].tables[0].device
+
+    def next_token(read: list[int], place: int) -> int:
+        tokens = torch.tensor([read], device=device)
+        logits = [prefill(part.model, tokens, cache)[:, 0] for part, cache in zip(voices.parts, caches, strict=True)]
+        return draw(pooled(torch.cat(logits)), wanted.sampling, place)
+
     begin = time.perf_counter()
-    logits = prefill(model, torch.tensor([prompt], device=device), cache)
-    token = draw(pooled(logits[:, 0]), wanted.sampling, 0)
+    token = next_token(prompt, 0)
     timing.prompt, timing.written = time.perf_counter() - begin, 1
     yield token
     for place in range(1, wanted.tokens):
         begin = time.perf_counter()
-        logits = decode_step(model, torch.tensor([token], device=device), cache)
-        token = draw(pooled(logits[:, 0]), wanted.sampling, place)
+        token = next_token([token], place)
         timing.steps, timing.written = timing.steps + time.perf_counter() - begin, place + 1
         yield token
 
 
-def _told(config: Config, loaded: Loaded, wanted: Wanted, timing: Timing, prompt: int, ended: bool) -> str:
-    kind = ", average of the weights" if loaded.average else ""
-    who = f"head {wanted.head}" if wanted.head is not None else f"{config.model.heads} heads"
-    lines = [f"{config.run.name}, step {loaded.step:,}{kind}, {who}"]
+def _told(chosen: Chosen, loaded: Sequence[Loaded], wanted: Wanted, timing: Timing, prompt: int, ended: bool) -> str:
+    kind = ", average of the weights" if loaded[0].average else ""
+    who = label_of(chosen.voices[0]) if wanted.head is not None else f"{len(chosen.voices)} heads"
+    if chosen.manifest is None:
+        lines = [f"{chosen.config.run.name}, step {loaded[0].step:,}{kind}, {who}"]
+    else:
+        lines = [f"{chosen.manifest[0]}{kind}, {who}"]
     if ended:
         lines.append(f"the model ended the document after {timing.written - 1:,} tokens")
     lines.append(f"prompt: {prompt:,} tokens in {timing.prompt:.2f} s")

@@ -1,4 +1,4 @@
-"""A loaded model under harms of its inputs and weights, and on other corpora."""
+"""Loaded models under harms of its inputs and weights, and on other corpora."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from nt_pretrain.eval.corrupted_set import Corruptor
 from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.harms import Harm, harms_of
 from nt_pretrain.eval.robustness import Robustness, Samples, measure_all
+from nt_pretrain.eval.row_noise import RowNoise
 from nt_pretrain.eval.text_noise import with_typing_errors
-from nt_pretrain.evaluation.load import Loaded
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.evaluation.target import of_other_data
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.together import on_all
-from nt_pretrain.train.validation import picture_batches
+from nt_pretrain.train.validation import labelled_batches
 
 SEED = 0
 """Of all harms: two evaluations hit the same pixels, characters and weights."""
@@ -34,14 +35,14 @@ def harms_named(words: str | None, config: Config) -> list[Harm]:
         return []
     try:
         names = () if words == "all" else tuple(words.split(","))
-        return harms_of(names, pictures=config.model.sees_pictures)
+        return harms_of(names, data=config.model.data)
     except ValueError as error:
         raise ConfigErrors([str(error)]) from None
 
 
 def robustness_of(
     config: Config,
-    loaded: Loaded,
+    voices: Voices,
     ranks: Ranks,
     harms: Sequence[Harm],
     domains: Sequence[str],
@@ -49,15 +50,18 @@ def robustness_of(
 ) -> Robustness:
     """Measure under every harm, and on the corpora ``domains``. Collective.
 
+    Args:
+        config: of the data.
+
     Raises:
         DataError: on all ranks; a set cannot be read, or typing errors are wanted of shards that hold tokens.
     """
 
     return measure_all(
-        lambda batches: gather_measures(loaded.model, config, batches, ranks),
+        lambda batches: gather_measures(voices, batches, ranks),
         partial(_samples, config, ranks),
         harms,
-        model=loaded.model,
+        models=voices.models,
         seed=SEED,
         domains={path: partial(_samples, of_other_data(config, path), ranks, None) for path in domains},
         progress=lambda done, total, what: progress(f"robustness {what}", done, total),
@@ -66,9 +70,10 @@ def robustness_of(
 
 def _samples(config: Config, ranks: Ranks, harm: Harm | None) -> Samples:
     """This rank's part of the set under a harm of its inputs."""
-    if config.model.sees_pictures:
-        change = None if harm is None else Corruptor(harm.name, harm.severity, SEED)
-        return Samples(picture_batches(config, ranks, change))
+    if config.model.classifies:
+        corruptor = Corruptor if config.model.sees_pictures else RowNoise
+        change = None if harm is None else corruptor(harm.name, harm.severity, SEED)
+        return Samples(labelled_batches(config, ranks, change))
     disturb = None if harm is None else partial(_with_errors, harm.name, harm.amount[0])
     found = on_all(ranks, lambda: validation_text(config, disturb=disturb))
     batches = found.batches(config, rank=ranks.data_rank, world=ranks.sizes.data)

@@ -58,8 +58,7 @@ def find(target: Target, config: Config, ranks: Ranks) -> Found:
         DataError: the tokenizer cannot be read.
     """
     found = _found(target, ranks)
-    pictures = config.model.sees_pictures
-    tokenizer = "" if pictures else on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256
+    tokenizer = "" if config.model.classifies else on_all(ranks, lambda: load_tokenizer(config.data.tokenizer)).sha256
     # The optimizer need not be the same: nothing of it is read.
     wanted = {key: value for key, value in identity(config, tokenizer).items() if key != "optimizer"}
     refuse_other_model(found, wanted)

@@ -63,7 +63,7 @@ def measure_norms_again(
 def _forward(model: MultiHead, config: Config, ranks: Ranks, pixels: Tensor) -> None:
     nobody = torch.full((len(pixels),), IGNORED, device=pixels.device)
     with computing(config, ranks.device):
-        _, start, context, _ = run_trunk(model, config, Inputs.of_pictures(pixels, nobody), ranks.head_group)
+        _, start, context, _ = run_trunk(model, config, Inputs.of_labelled(pixels, nobody), ranks.head_group)
         for head in own_heads(model).values():
             head(start, context)
 

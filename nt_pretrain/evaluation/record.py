@@ -11,7 +11,6 @@ from torch import Tensor
 from nt_pretrain.eval.calibration import reliability
 from nt_pretrain.eval.diversity import disagreement_matrix
 from nt_pretrain.eval.measure import Measures, quality_by_heads, values_of
-from nt_pretrain.eval.members import member_names
 from nt_pretrain.eval.ood import auroc, fpr95
 from nt_pretrain.evaluation.evaluate import Calibration, Evaluation, Foreign
 
@@ -21,18 +20,16 @@ DEFINITIONS = 1
 
 def record_of(found: Evaluation, asked: dict[str, Any]) -> dict[str, Any]:
     """Everything that was found, by the names of docs/EVALUATION.md; and what was asked for."""
-    config = found.config
-    heads = config.model.heads
+    config = found.chosen.config
     values = values_of(found.whole)
     return {
         "definitions": DEFINITIONS,
         "asked": asked,
-        "run": config.run.name,
-        "step": found.checkpoint.step,
-        "weights": "average" if found.checkpoint.average else "last",
-        "norms_measured_on": found.checkpoint.norms or None,
-        "topology_digest": found.checkpoint.digest,
-        "heads": heads,
+        **_who(found),
+        "weights": "average" if found.checkpoints[0].average else "last",
+        "norms_measured_on": found.checkpoints[0].norms or None,
+        "heads": found.whole.heads,
+        "voices": list(found.whole.names),
         "ensemble": config.eval.ensemble,
         "data": {
             "locations": found.data.locations,
@@ -47,12 +44,31 @@ def record_of(found: Evaluation, asked: dict[str, Any]) -> dict[str, Any]:
         "mask_overlap": None
         if found.overlap is None
         else {"jaccard": _rows(found.overlap[0]), "expected": _rows(found.overlap[1])},
-        "calibration": None if found.calibration is None else _calibration(found.calibration, heads),
+        "calibration": None if found.calibration is None else _calibration(found.calibration),
         "reliability": _reliability(found.whole),
         "foreign": None if found.foreign is None else foreign_values(found.whole, found.foreign),
         "robustness": None if found.robustness is None else found.robustness.to_json(),
         "notes": found.notes,
     }
+
+
+def _who(found: Evaluation) -> dict[str, Any]:
+    """Which checkpoint, or which of an ensemble's members, by what they are known by."""
+    chosen = found.chosen
+    if chosen.manifest is None:
+        (one,) = found.checkpoints
+        return {"run": chosen.config.run.name, "step": one.step, "topology_digest": one.digest}
+    path, ensemble = chosen.manifest
+    members = [
+        {
+            "name": each.name, "path": each.listed.path if each.listed else "", "step": one.step,
+            "sha256": each.listed.sha256 if each.listed else "", "heads": list(each.heads),
+            "topology_digest": one.digest,
+        }
+        for each, one in zip(chosen.speakers, found.checkpoints, strict=True)
+    ]  # fmt: skip
+    name = path.absolute().parent.name
+    return {"run": name, "step": None, "topology_digest": None, "method": ensemble.method, "ensemble_of": members}
 
 
 def to_text(record: dict[str, Any]) -> str:
@@ -64,20 +80,20 @@ def foreign_values(whole: Measures, foreign: Foreign) -> dict[str, Any]:
     """AUROC and FPR95 of every member, and ``mean_head``; nan where a sample was broken."""
     broken = int(whole.classification.counts[1]) + foreign.broken
     members: dict[str, dict[str, float]] = {}
-    for index, name in enumerate(member_names(whole.heads)):
+    for index, name in enumerate(whole.members):
         inside = whole.classification.confidences[index, :, 0].cpu()
         outside = foreign.confidences[index]
         members[name] = {
             "auroc": math.nan if broken else auroc(inside, outside),
             "fpr95": math.nan if broken else fpr95(inside, outside),
         }
-    heads = [members[f"head_{head}"] for head in range(whole.heads)]
+    heads = [members[name] for name in whole.names]
     members["mean_head"] = {key: sum(head[key] for head in heads) / len(heads) for key in heads[0]}
     return {"locations": foreign.locations, "samples": int(foreign.confidences[0].sum()), "members": members}
 
 
-def _calibration(calibration: Calibration, heads: int) -> dict[str, Any]:
-    names = member_names(heads)
+def _calibration(calibration: Calibration) -> dict[str, Any]:
+    names = calibration.raw.members
     raw, calibrated = values_of(calibration.raw), values_of(calibration.calibrated)
     samples = raw.pop("set")["samples"]
     calibrated.pop("set")
@@ -99,7 +115,7 @@ def _reliability(measures: Measures) -> dict[str, list[dict[str, float]]]:
             {"confidence": confidence, "accuracy": accuracy, "samples": samples}
             for confidence, accuracy, samples in reliability(measures.classification.bins[index])
         ]
-        for index, name in enumerate(member_names(measures.heads))
+        for index, name in enumerate(measures.members)
     }
 
 

@@ -18,14 +18,17 @@ from nt_pretrain.data.errors import DataError
 from nt_pretrain.eval.robustness_table import tables
 from nt_pretrain.evaluation.asked import Options, asked_of
 from nt_pretrain.evaluation.batches import ValidationSet, validation_set
+from nt_pretrain.evaluation.chosen import Chosen
 from nt_pretrain.evaluation.evaluate import Evaluation, Progress, evaluate
 from nt_pretrain.evaluation.harmed import harms_named, robustness_of
-from nt_pretrain.evaluation.load import Loaded, find, load
+from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.norms import measure_norms_again
+from nt_pretrain.evaluation.passes import with_passes
 from nt_pretrain.evaluation.place import RECORD, free_folder, remove_figures
 from nt_pretrain.evaluation.record import record_of, to_text
+from nt_pretrain.evaluation.speakers import find_all, load_all, voices_of
 from nt_pretrain.evaluation.table import render
-from nt_pretrain.evaluation.target import Target, of_other_data
+from nt_pretrain.evaluation.target import of_other_data
 from nt_pretrain.observe.progress import shown_progress
 from nt_pretrain.observe.rundir import write_atomic
 from nt_pretrain.parallel.mesh import Ranks
@@ -35,8 +38,8 @@ UNFINISHED = "robustness was asked for and is not measured yet"
 """Note of a record that is written before the hours that robustness may take."""
 
 
-def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Callable[[str], None]) -> Path:
-    """Evaluate a checkpoint and write the record and the figures; returns their folder. Collective.
+def run(chosen: Chosen, options: Options, ranks: Ranks, tell: Callable[[str], None]) -> Path:
+    """Evaluate a checkpoint or an ensemble, and write the record and the figures; returns their folder. Collective.
 
     Args:
         tell: what to do with lines for people; called on rank 0 only.
@@ -44,27 +47,33 @@ def run(target: Target, config: Config, options: Options, ranks: Ranks, tell: Ca
     Raises:
         CheckpointError, DataError, ConfigErrors: on all ranks.
     """
+    config = chosen.config
     harms = harms_named(options.harms, config)
     if options.norms and not config.model.sees_pictures:
         raise ConfigErrors([f"--norms: {config.model.family} has no batch norms; leave it out"])
-    asked = asked_of(target, config, options, harms)
-    checkpoint = find(target, config, ranks)
+    asked = asked_of(chosen, options, harms)
+    if chosen.why and ranks.rank == 0:
+        tell(chosen.why)
+    checkpoints = find_all(chosen, ranks)
     # Every set is opened before anything takes long.
     data, foreign = validation_set(config, ranks), None
     if options.foreign is not None:
         foreign = _other_set("--ood", options.foreign, config, ranks, foreign=True)
     for domain in options.domains:
         _other_set("--domain", domain, config, ranks)
-    loaded = load(checkpoint, config, ranks, average=options.average)
+    loaded = load_all(checkpoints, chosen, ranks, average=options.average)
+    voices = voices_of(chosen, loaded)
+    if options.dropout is not None:
+        voices = with_passes(voices, *options.dropout)
     with shown_progress() if ranks.rank == 0 else contextlib.nullcontext(_silent) as progress:
         if options.norms:
-            loaded = _with_norms(loaded, config, ranks, options.norms, progress)
-        found = evaluate(config, loaded, data, ranks, share=options.share, foreign=foreign, progress=progress)
+            loaded = _with_norms(loaded, chosen, ranks, options.norms, progress)
+        found = evaluate(chosen, loaded, voices, data, ranks, share=options.share, foreign=foreign, progress=progress)
         wanted = harms or options.domains
         first = replace(found, notes=[*found.notes, UNFINISHED]) if wanted else found
-        out = on_first(ranks.control, WRITING, lambda: _place(target, first, asked, options, tell))
+        out = on_first(ranks.control, WRITING, lambda: _place(chosen, first, asked, options, tell))
         if wanted:
-            robustness = robustness_of(config, loaded, ranks, harms, options.domains, progress)
+            robustness = robustness_of(config, voices, ranks, harms, options.domains, progress)
             found = replace(found, robustness=robustness)
             on_first(ranks.control, WRITING, lambda: _write(out, record_of(found, asked)))
     return on_first(ranks.control, "cannot show the evaluation", lambda: _show(found, asked, out, tell))
@@ -77,20 +86,24 @@ def _other_set(option: str, path: str, config: Config, ranks: Ranks, *, foreign:
         raise DataError(f"{option} {path}: {error}") from None
 
 
-def _with_norms(loaded: Loaded, config: Config, ranks: Ranks, pictures: int, progress: Progress) -> Loaded:
-    measured = measure_norms_again(loaded.model, config, ranks, pictures, partial(progress, "norms"))
-    return replace(loaded, norms=measured)
+def _with_norms(loaded: list[Loaded], chosen: Chosen, ranks: Ranks, pictures: int, progress: Progress) -> list[Loaded]:
+    found = []
+    for each, one in zip(chosen.speakers, loaded, strict=True):
+        what = partial(progress, f"norms of {each.name}" if each.name else "norms")
+        found.append(replace(one, norms=measure_norms_again(one.model, each.config, ranks, pictures, what)))
+    return found
 
 
 def _place(
-    target: Target, found: Evaluation, asked: dict[str, Any], options: Options, tell: Callable[[str], None]
+    chosen: Chosen, found: Evaluation, asked: dict[str, Any], options: Options, tell: Callable[[str], None]
 ) -> Path:
     """Choose the folder and write the record into it, in the place of one that was asked for alike."""
-    name = folder_name(found.checkpoint.step)
+    name = folder_name(found.checkpoints[0].step) if chosen.manifest is None else "ensemble"
     name += "-average" if options.average else ""
+    name += f"-dropout-{options.dropout[0]:g}x{options.dropout[1]}" if options.dropout is not None else ""
     if options.data is not None:
         name += f"-{Path(options.data.rstrip('/')).name}"
-    out, why = free_folder(target.rundir.evaluation / name, asked) if options.out is None else (options.out, "")
+    out, why = free_folder(chosen.home.evaluation / name, asked) if options.out is None else (options.out, "")
     out.mkdir(parents=True, exist_ok=True)
     _write(out, record_of(found, asked))
     told = [why] if why else []

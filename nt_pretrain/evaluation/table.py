@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from nt_pretrain.eval.members import label_of as voice_label
 from nt_pretrain.eval.members import member_names
 
 COLUMNS = {
@@ -72,22 +73,23 @@ def _heading(record: dict[str, Any]) -> Text:
     average = ", average of the weights" if record["weights"] == "average" else ""
     again = record["norms_measured_on"]
     norms = f", running statistics measured again on {again:,} training pictures" if again else ""
-    return Text(
-        f"{record['run']}, step {record['step']:,}{average}{norms}: {samples:,} {data['units']} of {where}{first}{lost}"
-    )
+    of = record.get("ensemble_of")
+    who = f"{record['run']}, ensemble of {len(of)}" if of else f"{record['run']}, step {record['step']:,}"
+    if drop := record["asked"].get("dropout"):
+        who += f", {drop['passes']} passes with units dropped at rate {drop['rate']:g}"
+    return Text(f"{who}{average}{norms}: {samples:,} {data['units']} of {where}{first}{lost}")
 
 
 def _quality(record: dict[str, Any]) -> Table:
     """Rows of members; sections for the whole set and, where temperatures were fitted, raw and calibrated."""
     calibration, units = record["calibration"], record["data"]["units"]
-    pictures = units == "pictures"
     shown = {key: label for key, label in COLUMNS.items() if key in record["members"]["mean_head"]}
-    shown.pop("perplexity" if pictures else "ece_classwise", None)
+    shown.pop("ece_classwise" if units == "targets" else "perplexity", None)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
     table.add_column("")
     for label in [*shown.values(), *(["T"] if calibration else [])]:
         table.add_column(label, justify="right")
-    order, headline = _order(record["heads"]), HEADLINE[record["ensemble"]]
+    order, headline = _order(record["voices"]), HEADLINE[record["ensemble"]]
     total = record["set"]["samples"]
     sections = [(f"raw, all {total:,} {units}", record["members"], None)]
     if calibration:
@@ -136,7 +138,7 @@ def _foreign(record: dict[str, Any]) -> Table:
     table.add_column(f"told from {foreign['samples']:,} foreign {record['data']['units']}")
     table.add_column("AUROC ↑", justify="right")
     table.add_column("FPR95 ↓", justify="right")
-    for name in _order(record["heads"]):
+    for name in _order(record["voices"]):
         values = foreign["members"][name]
         table.add_row(f"  {label_of(name)}", _cell("", values["auroc"]), _cell("", values["fpr95"]))
     table.caption, table.caption_justify = ", ".join(foreign["locations"]), "left"
@@ -146,12 +148,11 @@ def _foreign(record: dict[str, Any]) -> Table:
 def label_of(name: str) -> str:
     """A member's name for people."""
     words = {"ensemble": "ensemble (probabilities)", "ensemble_logit": "ensemble (logits)"}
-    return words.get(name, name.replace("_", " "))
+    return words.get(name) or voice_label(name)
 
 
-def _order(heads: int) -> list[str]:
-    names = member_names(heads)
-    return [*names[:heads], "mean_head", *names[heads:]]
+def _order(heads: Sequence[str]) -> list[str]:
+    return [*heads, "mean_head", *member_names(())]
 
 
 def _cell(key: str, value: float) -> str:

@@ -13,6 +13,7 @@ from nt_pretrain.config.checks import problems
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.calendar import calendar_of
 from nt_pretrain.observe.rundir import RunDir
 
 MESH = ("replicate", "shard", "head", "tensor")
@@ -73,6 +74,8 @@ def config_of(target: Target, overrides: Sequence[str], *, data: str | None, sam
     config = load_config(target.rundir.config, list(overrides))
     if wrong := problems(config):
         raise ConfigErrors(wrong)
+    # The network is that which the method has made of the section model, in its last phase.
+    config = calendar_of(config).phases[-1].config
     parallel = dict.fromkeys(MESH, 1) | {
         "shard": 0, "compile": False, "prefetch": 0, "activation_checkpoint": "none", "reshard_after_forward": True,
         "batch_norm": "rank",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
+from nt_pretrain.methods.annealing import Annealing
 from nt_pretrain.methods.phase import Clone, Fresh, Phase, Slice, changed, of_length, seed_of
 from nt_pretrain.methods.settings import dense, members_of, single
 
@@ -66,8 +67,16 @@ def _family(config: Config, slices: list[Slice]) -> list[Phase]:
         }  # fmt: skip
         start = Clone(method.parent or "parent", given=bool(method.parent), keeps=kept)
         own = changed(of_length(model, steps, tuning), topology)
-        found.append(Phase(f"child_{child}", own, start, emits=f"child_{child}"))
+        annealing = _annealing(config, steps, seed_of(config, child + 1))
+        found.append(Phase(f"child_{child}", own, start, emits=f"child_{child}", annealing=annealing))
     return found
+
+
+def _annealing(config: Config, steps: int, seed: int) -> Annealing | None:
+    method = config.method
+    if method.annealing == "none":
+        return None
+    return Annealing(method.annealing, method.annealing_decay, max(1, round(method.annealing_share * steps)), seed)
 
 
 def _key(config: Config, number: int) -> int:

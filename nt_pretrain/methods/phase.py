@@ -14,6 +14,7 @@ from typing import Literal
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
+from nt_pretrain.methods.annealing import Annealing
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Phase:
         config: what holds in these steps.
         emits: name of the member that the state after the last step becomes; "": none.
         speaks: whether that member belongs to the ensemble, or is only made on the way.
+        annealing: how the masks of a clone's units are drawn at first; None: they are there from the first step on.
         before: steps of the run that lie before this phase; set by :class:`Calendar`.
     """
 
@@ -87,6 +89,7 @@ class Phase:
     start: Start = Fresh()
     emits: str = ""
     speaks: bool = True
+    annealing: Annealing | None = None
     before: int = 0
 
     @property

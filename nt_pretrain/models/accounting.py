@@ -37,7 +37,7 @@ class Accounts:
     """Parameters of a model.
 
     Attributes:
-        by_group: embedding, attention, ffn, output, norm; only groups that exist.
+        by_group: embedding, attention, ffn, linear, output, norm; only groups that exist.
         by_part: ``trunk`` (absent in a deep ensemble), ``heads.0``, ``heads.1``, ...
         per_token: weights that one token is multiplied with on its way through trunk and all heads: every matrix but
             the embedding, which is looked up; for every member that shares it once.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Group = Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "output", "norm", "factor"]
+Group = Literal[
+    "embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "linear", "output", "norm", "factor"
+]  # fmt: skip
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 

@@ -1,4 +1,4 @@
-"""The LLaMA block: RMSNorm, rotary causal attention (grouped-query), SwiGLU. Plain modules, no distributed code.
+"""The LLaMA block: RMSNorm, rotary causal attention (grouped-query), SwiGLU or ReLU. Plain modules, one process.
 
 Source: Touvron et al. 2023 (arXiv 2302.13971); rotary embedding Su et al. 2021 (arXiv 2104.09864), half-split form.
 Shape letters: B sequences, T tokens, H hidden, A attention heads, K key/value heads, D head dimension.
@@ -105,8 +105,36 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(model.hidden, model.intermediate, bias=False)
         self.down = nn.Linear(model.intermediate, model.hidden, bias=False)
 
+    @property
+    def entering(self) -> list[nn.Linear]:
+        """The matrices that the input is multiplied with; ``down`` leads out."""
+        return [self.gate, self.up]
+
     def forward(self, x_BTH: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTH)) * self.up(x_BTH))
+
+
+class ReluFeedForward(nn.Module):
+    """Two matrices with ReLU between them (Vaswani et al. 2017, arXiv 1706.03762), or its square (So et al. 2021,
+    arXiv 2109.08668).
+
+    A hidden unit whose row of ``up`` gives no positive number for a token is exactly 0 for it.
+    """
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.up = nn.Linear(model.hidden, model.intermediate, bias=False)
+        self.down = nn.Linear(model.intermediate, model.hidden, bias=False)
+        self.is_squared = model.ffn == "relu2"
+
+    @property
+    def entering(self) -> list[nn.Linear]:
+        """As :attr:`FeedForward.entering`."""
+        return [self.up]
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        hidden = F.relu(self.up(x_BTH))
+        return self.down(hidden.square() if self.is_squared else hidden)
 
 
 class Block(nn.Module):
@@ -117,7 +145,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(model.hidden, model.norm_eps)
         self.attention = Attention(model)
         self.ffn_norm = RMSNorm(model.hidden, model.norm_eps)
-        self.ffn = FeedForward(model)
+        self.ffn: nn.Module = FeedForward(model) if model.ffn == "swiglu" else ReluFeedForward(model)
 
     def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
         x_BTH = x_BTH + self.attention(self.attention_norm(x_BTH), context)

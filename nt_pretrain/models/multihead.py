@@ -97,10 +97,10 @@ class MultiHead(nn.Module):
 
     Whatever the network: a trunk is called with (inputs, context); a head with (trunk's output, context) for logits,
     and with targets and a chunk size after those for the sum of the losses. ``context`` is what the network needs
-    beside its inputs, None for pictures.
+    beside its inputs, None for pictures and rows.
     """
 
-    trunk: Any  # Trunk or VisionTrunk, or None; the latter is built on this module, so it cannot be named here
+    trunk: Any  # Trunk, VisionTrunk, MlpTrunk or None; those two are built on this module, so cannot be named here
 
     def __init__(self, trunk: nn.Module | None, heads: Mapping[int, nn.Module]) -> None:
         super().__init__()

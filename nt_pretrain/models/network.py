@@ -9,6 +9,8 @@ from nt_pretrain.models import multihead
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.init import initial_factors, initial_values
 from nt_pretrain.models.llama import Context, make_context
+from nt_pretrain.models.mlp import MlpModel, build_mlp
+from nt_pretrain.models.mlp_init import initial_mlp_values
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.models.sharing import sharing_of
 from nt_pretrain.models.vision import BLOCKS, VisionModel, build_vision
@@ -21,7 +23,7 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
     Raises:
         ValueError: there is none; a line for each reason.
     """
-    assert model.family != "llama"
+    assert model.family != "llama" and model.family != "mlp"
     return VisionModel(
         family=model.family,
         classes=model.classes,
@@ -35,14 +37,33 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
     )
 
 
+def mlp_of(model: ModelSection, label_smoothing: float = 0.0) -> MlpModel:
+    """The network for rows that ``model`` describes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return MlpModel(
+        features=model.features,
+        widths=model.widths,
+        classes=model.classes,
+        heads=model.heads,
+        blocks_in_head=model.blocks_in_head,
+        label_smoothing=label_smoothing,
+        sharing=sharing_of(model),
+    )
+
+
 def build(model: ModelSection, heads: range | None = None, *, label_smoothing: float = 0.0) -> MultiHead:
     """The network with all heads, or only those numbered ``heads``. Values are torch's defaults.
 
     Args:
-        label_smoothing: of the loss of networks for pictures.
+        label_smoothing: of the loss of networks for pictures and rows.
     """
-    if model.sees_pictures:
+    if model.data == "pictures":
         return build_vision(vision_of(model, label_smoothing), heads)
+    if model.data == "rows":
+        return build_mlp(mlp_of(model, label_smoothing), heads)
     return multihead.build(model, heads)
 
 
@@ -50,13 +71,15 @@ def values_of(name: str, shape: tuple[int, ...], index: Tensor, *, seed: int, mo
     """Initial values (fp32) of parameter ``name`` of ``shape`` at flat global element numbers ``index`` (int64)."""
     if group_of(name) == "factor":
         return initial_factors(name, shape, index, seed=seed, model=model)
-    if model.sees_pictures:
+    if model.data == "pictures":
         return initial_vision_values(name, shape, index, seed=seed, model=vision_of(model))
+    if model.data == "rows":
+        return initial_mlp_values(name, shape, index, seed=seed)
     return initial_values(name, index, seed=seed, model=model)
 
 
 def context_of(model: ModelSection, documents: Tensor | None) -> Context | None:
-    """What trunk and heads need beside their inputs: of text [S, T] its documents; of pictures nothing."""
+    """What trunk and heads need beside their inputs: of text [S, T] its documents; of others nothing."""
     if documents is None:
         return None
     # Rows of every member, of the same documents.
@@ -65,4 +88,6 @@ def context_of(model: ModelSection, documents: Tensor | None) -> Context | None:
 
 def block_count(model: ModelSection) -> int:
     """Blocks on the path of one head: trunk blocks plus ``blocks_in_head``."""
-    return model.layers if model.family == "llama" else len(BLOCKS[model.family])
+    if model.family == "llama":
+        return model.layers
+    return len(model.widths) if model.family == "mlp" else len(BLOCKS[model.family])

@@ -12,7 +12,7 @@ member 1, and so on. Shared embeddings have no factors. Shape letters: M members
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -47,6 +47,8 @@ class Sharing:
 
 
 ALONE = Sharing()
+ENTRANCES = ("trunk.stem.conv", "trunk.blocks.0.linear")
+"""Layers that are given pictures or rows."""
 
 
 def sharing_of(model: ModelSection) -> Sharing:
@@ -64,7 +66,7 @@ class PerMember(nn.ModuleList):
 
     def matrices(self) -> Iterator[Tensor]:
         """Of linear layers, the weight of each member."""
-        return (layer.weight for layer in self)
+        return (cast(Tensor, layer.weight) for layer in self)
 
 
 class RepeatedEmbedding(nn.Embedding):
@@ -79,16 +81,22 @@ class RepeatedEmbedding(nn.Embedding):
 
 
 class RankOneLinear(nn.Linear):
-    """[M * B, ..., inputs] to [M * B, ..., outputs]; the factors are vectors, [M * inputs] and [M * outputs]."""
+    """[M * B, ..., inputs] to [M * B, ..., outputs]; the factors are vectors, [M * inputs] and [M * outputs].
 
-    def __init__(self, plain: nn.Linear, members: int) -> None:
+    Args:
+        entrance: whether it is given rows [B, ...], each of which every member is to see.
+    """
+
+    def __init__(self, plain: nn.Linear, members: int, *, entrance: bool) -> None:
         super().__init__(plain.in_features, plain.out_features, bias=False)
-        self.weight, self.members = plain.weight, members
+        self.weight, self.members, self.entrance = plain.weight, members, entrance
         self.rank_one_in = nn.Parameter(torch.ones(members * plain.in_features))
         self.rank_one_out = nn.Parameter(torch.ones(members * plain.out_features))
         self.bias = None if plain.bias is None else nn.Parameter(torch.zeros(members * plain.out_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.entrance and self.members > 1:
+            x = torch.cat([x] * self.members)
         scaled = _times(x, self.rank_one_in, self.members, -1)
         y = _times(F.linear(scaled, self.weight), self.rank_one_out, self.members, -1)
         return y if self.bias is None else _spread(y, self.bias, self.members, -1, add=True)
@@ -156,6 +164,19 @@ class ManyInputs(nn.Conv2d):
         return super().forward(x)
 
 
+class ManyRows(nn.Linear):
+    """The same of rows, [B, M * features]."""
+
+    def __init__(self, plain: nn.Linear, members: int) -> None:
+        super().__init__(plain.in_features * members, plain.out_features, bias=plain.bias is not None)
+        self.alone = plain.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] == self.alone and self.in_features > self.alone:
+            x = torch.cat([x] * (self.in_features // self.alone), dim=-1)
+        return super().forward(x)
+
+
 def share_weights(network: nn.Module, sharing: Sharing) -> None:
     """Give a plain network, trunk and one head, the layers of ``sharing``, in place. Shared weights keep their names;
     frozen ones no longer require a gradient.
@@ -190,15 +211,26 @@ def by_member(x: Tensor, sharing: Sharing) -> Tensor:
     return x.unflatten(0, (sharing.members, -1))
 
 
+def said_by_members(
+    logits: Tensor, targets: Tensor | None, sharing: Sharing, loss_sum: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Logits [M, B, C]; or losses [M] against labels [B], or each member's own [M, B]."""
+    logits_MBC = by_member(logits, sharing)
+    if targets is None:
+        return logits_MBC
+    targets_MB = targets.expand(logits_MBC.shape[:2])
+    return torch.stack([loss_sum(*pair) for pair in zip(logits_MBC, targets_MB, strict=True)])
+
+
 def _rank_one(name: str, module: nn.Module, sharing: Sharing) -> nn.Module | None:
     members = sharing.members
     match module:
         case nn.Embedding():
             return RepeatedEmbedding(module, members)
         case nn.Linear():
-            return RankOneLinear(module, members)
+            return RankOneLinear(module, members, entrance=name in ENTRANCES)
         case nn.Conv2d():
-            return RankOneConv(module, members, entrance=name == "trunk.stem.conv")
+            return RankOneConv(module, members, entrance=name in ENTRANCES)
         case RMSNorm():
             return PerMember(RMSNorm(len(module.weight), module.eps) for _ in range(members))
         case nn.BatchNorm2d():
@@ -221,8 +253,10 @@ def _low_rank(name: str, module: nn.Module, sharing: Sharing) -> nn.Module | Non
 
 
 def _inputs(name: str, module: nn.Module, sharing: Sharing) -> nn.Module | None:
-    if isinstance(module, nn.Conv2d) and name == "trunk.stem.conv":
+    if isinstance(module, nn.Conv2d) and name in ENTRANCES:
         return ManyInputs(module, sharing.members)
+    if isinstance(module, nn.Linear) and name in ENTRANCES:
+        return ManyRows(module, sharing.members)
     if isinstance(module, nn.Linear) and name.rpartition(".")[2] == "output":
         return nn.Linear(module.in_features, module.out_features * sharing.members, bias=module.bias is not None)
     return None

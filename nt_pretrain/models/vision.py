@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nt_pretrain.models.loss import IGNORED, statistics_dtype
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.models.resnet import BasicBlock, BlockShape, Bottleneck, Stem, block_shapes
-from nt_pretrain.models.sharing import ALONE, Sharing, by_member, share_weights
+from nt_pretrain.models.sharing import ALONE, Sharing, said_by_members, share_weights
 from nt_pretrain.models.wide_resnet import WideBlock, WideStem
 
 Family = Literal["resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"]
@@ -167,13 +167,9 @@ class VisionHead(nn.Module):
         # Not in bf16, also inside autocast: logits rounded to 8 bits tie, and their loss is rounded like them.
         with _without_autocast(x.device.type):
             logits_BV = self.output(x.to(statistics_dtype(x)).mean(dim=(2, 3)))
-        if self.sharing.kind == "none":
-            return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
-        logits_MBV = by_member(logits_BV, self.sharing)
-        if targets_B is None:
-            return logits_MBV
-        each = targets_B.expand(logits_MBV.shape[:2])
-        return torch.stack([self.loss_sum(*pair) for pair in zip(logits_MBV, each, strict=True)])
+        if self.sharing.kind != "none":
+            return said_by_members(logits_BV, targets_B, self.sharing, self.loss_sum)
+        return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
 
     def loss_sum(self, logits_BV: Tensor, targets_B: Tensor) -> Tensor:
         """Sum of the cross-entropies against labels [B] smoothed by ``label_smoothing``; IGNORED ones do not count."""

@@ -44,7 +44,7 @@ class Console:
         rank: only rank 0 prints; the others only log.
         total_steps, world: for ``step 12/100`` and the samples per second of one device.
         device: "gpu" or "rank", the word after ``tok/s/``.
-        samples: "tokens" or "pictures".
+        samples: "tokens", "pictures" or "rows".
         memory_total: bytes; memory is shown as a share of it, or in GB where it is None.
     """
 
@@ -121,7 +121,7 @@ def format_step(
     parts.append(f"grad {_fixed(values.get('optim/grad_norm'), 2, 5)}")
     parts.append(f"lr {_scientific(values.get('optim/lr'))}")
     speed = values.get(f"throughput/{samples}_per_second")
-    short = {"tokens": "tok", "pictures": "img"}[samples]
+    short = {"tokens": "tok", "pictures": "img", "rows": "row"}[samples]
     parts.append(f"{_count(None if speed is None else speed / world)} {short}/s/{device}")
     if "throughput/mfu" in values:
         parts.append(f"mfu {_percent(values['throughput/mfu'], 0, 3)}")

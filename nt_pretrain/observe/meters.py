@@ -65,7 +65,7 @@ class Meter:
     Args:
         world: number of ranks, for MFU.
         remaining_steps: steps this process still has to make, for the time left.
-        samples: what is counted, "tokens" or "pictures": a word in the names of the values.
+        samples: what is counted, "tokens", "pictures" or "rows": a word in the names of the values.
         flops_per_sample: executed floating point operations per trained sample; None leaves MFU out. It may be set
             anew where another model is trained from there on.
         peak: TFLOP/s of one device from the configuration; 0 looks the device up and leaves MFU out when it is unknown.

@@ -48,7 +48,7 @@ def title(rundir: RunDir) -> str:
     config, status = read_config(rundir), rundir.read_status()
     parts = []
     if config is not None:
-        heads = config.model.heads
+        heads = config.model.voices
         parts.append(f"{heads} heads" if heads > 1 else "1 head")
         parts.append(f"density {config.sparsity.density:g}")
     if status is not None:
@@ -61,7 +61,7 @@ def results(rundir: RunDir) -> list[str]:
     rows = read_lines(rundir.metrics)
     lines = _perplexities(rows)
     hours = last(rows, "time/hours")
-    for samples in ("tokens", "pictures"):
+    for samples in ("tokens", "pictures", "rows"):
         count = last(rows, f"{samples}/total")
         if count is not None and hours is not None:
             lines.append(f"trained on {count:,.0f} {samples} in {duration(hours * 3600)}")

@@ -9,6 +9,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def reduce_over(
+    tensor: Tensor, group: dist.ProcessGroup | None, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+) -> None:
+    """All-reduce ``tensor`` in place over the ranks of ``group``. One rank alone leaves it as it is, without waking the
+    threads of the process group, which takes longer than a step of a tiny network.
+    """
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(tensor, op=op, group=group)
+
+
 def sum_integers(values: list[int], group: dist.ProcessGroup | None, device: torch.device) -> list[int]:
     """Element-wise sum over ranks of integers, modulo 2**64 (as signed 64-bit numbers)."""
     table = torch.tensor(values, dtype=torch.int64, device=device)

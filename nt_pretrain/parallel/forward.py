@@ -2,7 +2,7 @@
 
 Text goes in as token numbers, in the dtype that FSDP2 casts weights to. Pictures come as bytes, are normalised on the
 device, and are computed in bf16 by autocast: convolutions and products in bf16, batch norms with fp32 weights and
-statistics on bf16 maps.
+statistics on bf16 maps. Rows of numbers go in as they are.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Inputs(NamedTuple):
     """S samples.
 
     Attributes:
-        inputs: tokens [S, T] (int64), or pixels [S, 3, H, W] (uint8, channels_last).
+        inputs: tokens [S, T] (int64), pixels [S, 3, H, W] (uint8, channels_last), or rows [S, features] (fp32).
         targets: tokens [S, T], or labels [S] (int64); IGNORED where there is none.
-        documents: of the tokens, [S, T]; None for pictures.
+        documents: of the tokens, [S, T]; None for pictures and rows.
     """
 
     inputs: Tensor
@@ -57,9 +57,9 @@ class Inputs(NamedTuple):
         return Inputs(tokens[:, :-1].long(), targets, documents[:, :-1])
 
     @staticmethod
-    def of_pictures(pixels: Tensor, labels: Tensor) -> Inputs:
-        """From pixels [S, 3, H, W] (uint8) and labels [S]."""
-        return Inputs(pixels, labels, None)
+    def of_labelled(samples: Tensor, labels: Tensor) -> Inputs:
+        """From pixels [S, 3, H, W] (uint8), or rows [S, features] (fp32), and labels [S]."""
+        return Inputs(samples, labels, None)
 
 
 class Start(NamedTuple):
@@ -88,8 +88,10 @@ def computing(config: Config, device: torch.device) -> AbstractContextManager[ob
 def run_trunk(model: MultiHead, config: Config, batch: Inputs, head_group: dist.ProcessGroup | None) -> Start:
     """Run the trunk on this rank's samples, and gather its output over the ranks that hold other heads."""
     inputs, targets, documents = batch
-    if config.model.sees_pictures:
-        inputs = normalised(inputs, torch.float64 if config.train.precision == "fp64" else torch.float32)
+    if config.model.classifies:
+        dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        # To bf16, where that is computed in, rows are cast by FSDP2.
+        inputs = normalised(inputs, dtype) if config.model.sees_pictures else inputs.to(dtype)
     hidden = model.trunk_output(inputs, context_of(config.model, documents))
     if documents is not None:
         documents = gathered(documents, 0, head_group)

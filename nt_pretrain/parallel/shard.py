@@ -1,7 +1,8 @@
 """The one place that puts a plain model onto a mesh: cuts, FSDP2 units, precision, materialised values.
 
-Units are the trunk's blocks, each head's blocks, the rest of the trunk and the rest of each head. Trunk and heads are
-roots of their own, because the step calls them one by one. A rank holds the trunk and the heads of its group only.
+Units are the trunk's blocks, each head's blocks, the rest of the trunk and the rest of each head; of networks for rows,
+whose blocks are one matrix each, the whole trunk and each whole head. Trunk and heads are roots of their own, because
+the step calls them one by one. A rank holds the trunk and the heads of its group only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
+from nt_pretrain.models.mlp import MlpHead, MlpTrunk
 from nt_pretrain.models.multihead import Head, MultiHead, Trunk
 from nt_pretrain.models.network import build, values_of
 from nt_pretrain.models.vision import VisionHead, VisionTrunk
@@ -88,7 +90,7 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
     for root in roots(model):
         mesh = ranks.trunk_mesh if root is model.trunk else ranks.heads_mesh
         if ranks.sizes.tensor > 1:
-            assert isinstance(root, Trunk | Head), "networks for pictures are not cut"
+            assert isinstance(root, Trunk | Head), "only networks for text are cut"
             cut(root, mesh["tensor"])
         if config.parallel.batch_norm == "all":
             synchronise(root, ranks.everyone if root is model.trunk else ranks.same_heads_group)
@@ -97,7 +99,8 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
             _recompute(block, config.parallel.activation_checkpoint)
             if config.parallel.compile:
                 block.compile()
-        _shard(root, blocks, config, mesh["replicate", "shard"] if ranks.sizes.replicate > 1 else mesh["shard"])
+        units = [] if isinstance(root, MlpTrunk | MlpHead) else blocks
+        _shard(root, units, config, mesh["replicate", "shard"] if ranks.sizes.replicate > 1 else mesh["shard"])
     return model
 
 
@@ -119,7 +122,7 @@ def singles_of(config: Config) -> dict[str, LayerBudget]:
     return single_budgets(plan_budgets(shapes_of(config.model), sparsity))
 
 
-Root = Trunk | Head | VisionTrunk | VisionHead
+Root = Trunk | Head | VisionTrunk | VisionHead | MlpTrunk | MlpHead
 """A trunk or a head: what is called from outside."""
 
 
@@ -161,9 +164,10 @@ def roots(model: MultiHead) -> list[Root]:
     return [*([model.trunk] if model.trunk is not None else []), *own_heads(model).values()]
 
 
-def own_heads(model: MultiHead) -> dict[int, Head | VisionHead]:
+def own_heads(model: MultiHead) -> dict[int, Head | VisionHead | MlpHead]:
     """The heads held here by their number."""
-    heads = {int(number): head for number, head in model.heads.items() if isinstance(head, Head | VisionHead)}
+    known = Head | VisionHead | MlpHead
+    heads = {int(number): head for number, head in model.heads.items() if isinstance(head, known)}
     assert len(heads) == len(model.heads), "a head of a family that is not known here"
     return heads
 

@@ -11,7 +11,7 @@ Megatron-LM (Shoeybi et al. 2019, arXiv 1909.08053) and its sequence parallelism
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from nt_pretrain.models.llama import Attention, FeedForward, RMSNorm
+from nt_pretrain.models.llama import Attention, FeedForward, ReluFeedForward, RMSNorm
 from nt_pretrain.models.loss import DenseMatrix
 from nt_pretrain.models.multihead import Head, Trunk
 from nt_pretrain.parallel.exchange import gather, gathered, scatter_sum, sum_gradient
@@ -49,8 +49,8 @@ def cut(root: Trunk | Head, mesh: DeviceMesh) -> None:
             module.heads //= mesh.size()
             module.kv_heads //= mesh.size()
             _columns_then_rows(module, [module.query, module.key, module.value], module.out, mesh)
-        elif isinstance(module, FeedForward):
-            _columns_then_rows(module, [module.gate, module.up], module.down, mesh)
+        elif isinstance(module, FeedForward | ReluFeedForward):
+            _columns_then_rows(module, module.entering, module.down, mesh)
     if isinstance(root, Head):
         _place(root.output, mesh, Shard(0))
         replace_forward(root.output, partial(_logits, root.output, group))
@@ -76,7 +76,9 @@ def _place(
     module.weight = nn.Parameter(weight)
 
 
-def _columns_then_rows(module: Attention | FeedForward, columns: list[Linear], rows: Linear, mesh: DeviceMesh) -> None:
+def _columns_then_rows(
+    module: Attention | FeedForward | ReluFeedForward, columns: Sequence[Linear], rows: Linear, mesh: DeviceMesh
+) -> None:
     group = mesh.get_group()
     for linear in columns:
         _place(linear, mesh, Shard(0))

@@ -29,6 +29,7 @@ from nt_pretrain.parallel.shard import held_part, own_heads, placed_model, set_l
 from nt_pretrain.rehearsal.blocks import draw, give_shapes, scratch_bytes
 from nt_pretrain.rehearsal.traffic import by_axis, of_block_update, of_update
 from nt_pretrain.rehearsal.watch import Sent, Traffic, Watch
+from nt_pretrain.sparsity.stripping import strippable_budgets
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
 from nt_pretrain.train.ema import Average
 from nt_pretrain.train.optim import Optimizer
@@ -117,7 +118,7 @@ def rehearse(config: Config, world: int, rank: int = 0) -> Rehearsal:
         if config.sparsity.backend == "block":
             update = of_block_update(model, ranks, config) + counted.growth
         else:
-            update = of_update(counted.layers, ranks, config)
+            update = of_update(counted.layers if plan.topology_updates else [], ranks, config)
         memory = replace(counted.memory, topology=counted.memory.topology + drawn)
         return Rehearsal(plan, memory, by_axis(counted.traffic, ranks), update)
 
@@ -149,7 +150,12 @@ def _run(config: Config, ranks: Ranks, model: MultiHead, plan: Plan, watch: Watc
     averaged = Average.of(dict(optimizer.shards), config.train.ema_decay) if config.train.ema_decay > 0.0 else None
     average = watch.live - weights - moments
     budgets = budgets_at(config, shapes_of(config.model), 0) if config.sparsity.backend == "masked" else {}
-    layers = [empty_layer(name, b, held_part(parameters[name])) for name, b in budgets.items() if name in parameters]
+    strippable = strippable_budgets(config, shapes_of(config.model))
+    layers = [
+        empty_layer(name, budget, held_part(parameters[name]), is_strippable=name in strippable)
+        for name, budget in budgets.items()
+        if name in parameters
+    ]
     stored = watch.live
     kept, before = 0, {}
     if plan.accumulation > 1:
@@ -221,6 +227,8 @@ def _empty(config: Config, samples: int) -> Inputs:
         return Inputs(
             torch.zeros(samples, 3, size, size, dtype=torch.uint8), torch.zeros(samples, dtype=torch.int64), None
         )
+    if config.model.data == "rows":
+        return Inputs(torch.zeros(samples, config.model.features), torch.zeros(samples, dtype=torch.int64), None)
     tokens = torch.zeros(samples, config.data.sequence_length, dtype=torch.int64)
     return Inputs(tokens, tokens, torch.zeros_like(tokens))
 

@@ -22,17 +22,27 @@ from nt_pretrain.models.groups import group_of, part_of
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """The exact number of active units a layer keeps."""
+    """The exact number of active units a layer keeps.
+
+    Attributes:
+        stripped: of the others those that may never be active again (:mod:`nt_pretrain.sparsity.stripping`).
+    """
 
     shape: tuple[int, ...]
     unit: int
     units: int
     active: int
+    stripped: int = 0
 
     @property
     def density(self) -> float:
         """Realised density, ``active / units``."""
         return self.active / self.units
+
+    @property
+    def possible(self) -> int:
+        """Units that are active or may become so."""
+        return self.units - self.stripped
 
 
 def sparse_names(shapes: dict[str, tuple[int, ...]], scope: str, unit: int = 1) -> list[str]:

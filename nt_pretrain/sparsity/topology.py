@@ -47,6 +47,7 @@ class SparseLayer:
     """The topology of one layer.
 
     ``active`` and ``explored`` (ever active) are bool and flat: [held weights] for unit 1, [all blocks] otherwise.
+    ``stripped`` likewise are those that may never be active again; None where the layer is not stripped.
     """
 
     name: str
@@ -54,6 +55,7 @@ class SparseLayer:
     held: Held
     active: Tensor
     explored: Tensor
+    stripped: Tensor | None = None
 
     @property
     def unit(self) -> int:
@@ -125,12 +127,12 @@ class LayerChange:
     units: int
 
 
-def empty_layer(name: str, budget: LayerBudget, held: Held) -> SparseLayer:
+def empty_layer(name: str, budget: LayerBudget, held: Held, *, is_strippable: bool = False) -> SparseLayer:
     """A layer with nothing active; the first topology is drawn by :func:`nt_pretrain.sparsity.update.draw`."""
     units = budget.units if budget.unit > 1 else held.rows.numel() * held.columns.numel()
     device = held.rows.device
     active = torch.zeros(units, dtype=torch.bool, device=device)
-    return SparseLayer(name, budget, held, active, active.clone())
+    return SparseLayer(name, budget, held, active, active.clone(), active.clone() if is_strippable else None)
 
 
 def mask_(tensor: Tensor, active: Tensor) -> None:

@@ -76,9 +76,10 @@ def update(
         group: the ranks over which layers are sharded.
 
     Returns:
-        Layer name to what changed. Layers that are and stay fully dense are left alone, bit for bit.
+        Layer name to what changed. Layers of which all that is possible is active and stays so are left alone, bit for
+        bit.
     """
-    moving = [x for x in layers if not (x.budget.active == x.budget.units == targets[x.name].active)]
+    moving = [x for x in layers if not (x.budget.active == x.budget.possible == targets[x.name].active)]
     before = {layer.name: layer.active.clone() for layer in moving}
     kept = _drop(moving, tensors, sparsity, targets, prune_rate, (seed, step), group)
     grown = _grow(moving, kept, tensors, sparsity, targets, (seed, step), group)
@@ -118,7 +119,7 @@ def _drop(
         # A falling density drops more than the prune rate; without candidates to regrow, only inactive ones are free.
         drop = max(math.ceil(prune_rate * active), active - target)
         if sparsity.just_dropped == "exclude":
-            drop = min(drop, max(layer.budget.units - target, active - target))
+            drop = min(drop, max(layer.budget.possible - target, active - target))
         if sparsity.drop == "soft_magnitude":
             codes = soft_magnitude_codes(layer, value, temperature=sparsity.temperature, key=(*key, "drop"))
         else:
@@ -139,6 +140,10 @@ def _grow(
     """For each layer the units that become active beside the kept ones. Never one that is active."""
     closed = [
         layer.active if sparsity.just_dropped == "exclude" else stay for layer, stay in zip(layers, kept, strict=True)
+    ]
+    # What was stripped never returns.
+    closed = [
+        shut if layer.stripped is None else shut | layer.stripped for layer, shut in zip(layers, closed, strict=True)
     ]
     kept_counts = _counts(layers, kept, group)
     wanted = [targets[layer.name].active - count for layer, count in zip(layers, kept_counts, strict=True)]
@@ -265,7 +270,7 @@ def changes(
     flags += [layer.active & ~before[layer.name] for layer in moved] + [layer.explored for layer in moved]
     counts = _counts(moved * 4, flags, group)
     size = len(moved)
-    changes = {x.name: LayerChange(x.budget.units, 0, 0, x.budget.units, x.budget.units) for x in layers}
+    changes = {x.name: LayerChange(x.budget.active, 0, 0, x.budget.units, x.budget.units) for x in layers}
     for i, layer in enumerate(moved):
         active, dropped, grown, explored = (counts[i + j * size] for j in range(4))
         if active != layer.budget.active:

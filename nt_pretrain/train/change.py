@@ -8,6 +8,7 @@ from nt_pretrain.parallel.candidates import Choice
 from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
+from nt_pretrain.sparsity.stripping import lowered
 from nt_pretrain.sparsity.update import LayerChange
 from nt_pretrain.train.block_update import update_blocks
 from nt_pretrain.train.single_update import update_singles
@@ -40,7 +41,7 @@ def change_topology(
         return update_blocks(state, found, config, ranks, prune_rate=rate, step=step)
     if state.singles:
         return update_singles(state, scores.candidates if scores is not None else {}, _choice(config, step), ranks)
-    state.budgets = budgets_at(config, shapes_of(config.model), step)
+    state.budgets = lowered(budgets_at(config, shapes_of(config.model), step), state.budgets)
     return update_topology(
         state.layers, state.layer_tensors(), config, ranks, targets=state.budgets, prune_rate=rate, step=step
     )

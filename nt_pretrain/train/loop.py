@@ -17,8 +17,10 @@ from nt_pretrain.parallel.mesh import Ranks, set_timeout
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
 from nt_pretrain.train import readings
+from nt_pretrain.train.anneal import drawn_masks, settle, target_only
 from nt_pretrain.train.change import change_topology, growth_scores
 from nt_pretrain.train.checkpoints import Checkpoints
+from nt_pretrain.train.dropout import step_dropout
 from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
 from nt_pretrain.train.observer import Observer
@@ -26,6 +28,7 @@ from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.state import TrainState
 from nt_pretrain.train.step import accumulate_gradients, apply_gradients
+from nt_pretrain.train.stripping import Stripping
 from nt_pretrain.train.validation import Validation
 
 
@@ -60,6 +63,7 @@ def train(parts: Parts) -> ExitCode:
     """
     state, meter, observer, ranks, watchdog = parts.state, parts.meter, parts.observer, parts.ranks, parts.watchdog
     phase, batches, first = parts.phase, parts.batches, parts.state.step + 1
+    stripping = Stripping(phase, state, ranks, observer)
     while state.step < phase.last:
         step = state.step + 1
         # Whatever is a function of the step counts those of the phase, and uses what the configuration says there.
@@ -70,16 +74,22 @@ def train(parts: Parts) -> ExitCode:
             batch = parts.quarantine.next_batch(batches, step)
         watchdog.at(step, "computing gradients")
         scores = growth_scores(state, config, ranks, step_in)
-        losses = accumulate_gradients(state.model, config, inputs_of(batch, config, ranks), ranks, scores)
+        inputs = inputs_of(batch, config, ranks)
+        drop = step_dropout(config, step, inputs.samples, ranks)
+        stripping.before_step(step)
+        with drawn_masks(state, phase, step_in) as drawn:
+            losses = accumulate_gradients(state.model, config, inputs, ranks, scores, drop)
+        stripping.after_gradients(step)
         if is_update_step(config, step_in):
             watchdog.at(step, "updating topologies")
             observer.topology_changed(step, *_update_topology(parts, config, step_in, scores))
         lr = learning_rate(config, step_in)
-        norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr)
+        norm = apply_gradients(state.optimizer, state.layers, config, ranks, lr, drawn)
         if not math.isfinite(norm):
             raise DivergedError(f"step {step}: gradient norm {norm}, losses of the heads {losses.per_head}")
         if state.average is not None:
             state.average.update()
+        settle(state, phase, step_in)
         state.step, state.targets = step, state.targets + losses.targets
         meter.step(losses.targets)
         last = step == phase.last
@@ -99,7 +109,7 @@ def train(parts: Parts) -> ExitCode:
             parts.requests.saved()
         if validation_is_due(phase, step):
             watchdog.at(step, "validating")
-            with meter.paused():
+            with meter.paused(), target_only(state, phase, step_in):
                 observer.validated(step, *parts.validation.measure())
         if decision.stop and step < parts.total_steps:
             observer.stopping(step, decision.reason)
@@ -114,7 +124,7 @@ def inputs_of(batch: Batch, config: Config, ranks: Ranks) -> Inputs:
     """What this rank's samples are as inputs and targets, on its device."""
     # Sent as they came: token numbers are half as wide, and from pinned memory the copy runs beside the computation.
     first, second = (array.to(ranks.device, non_blocking=True) for array in batch.arrays)
-    return (Inputs.of_pictures if config.model.sees_pictures else Inputs.of_text)(first, second)
+    return (Inputs.of_labelled if config.model.classifies else Inputs.of_text)(first, second)
 
 
 def _update_topology(

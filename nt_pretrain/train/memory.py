@@ -16,9 +16,11 @@ from nt_pretrain.config.schema import Config, ModelSection
 from nt_pretrain.eval.metrics import CHUNK
 from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import group_of, part_of
+from nt_pretrain.models.sharing import is_frozen, sharing_of
 from nt_pretrain.parallel.mesh import wants_cuda
 from nt_pretrain.parallel.shard import blocks_of, singles_of
 from nt_pretrain.sparsity.budget import LayerBudget
+from nt_pretrain.sparsity.stripping import strippable_budgets
 from nt_pretrain.train.block_memory import (
     Beside,
     BlockLayerSize,
@@ -28,7 +30,8 @@ from nt_pretrain.train.block_memory import (
     size_on,
     update_bytes,
 )
-from nt_pretrain.train.picture_memory import picture_memory
+from nt_pretrain.train.picture_memory import PictureMemory, picture_memory
+from nt_pretrain.train.row_memory import RowMemory, row_memory
 from nt_pretrain.train.single_memory import single_growth_bytes, single_saved_bytes, single_topology_bytes
 
 
@@ -41,8 +44,9 @@ class Memory:
         gathered: whole layers in the compute dtype while they are used.
         gradients: the shard; and, with gradient accumulation, a whole unsharded gradient, since gradients travel once.
         moments: the shard of Adam's two moments, or of SGD's momentum.
-        topology: active and explored flags; of layers of blocks the columns of all blocks that are multiplied here,
-            with the index lists of the kernels, and of the lines held here what an update needs.
+        topology: active and explored flags, and stripped ones where there are any; of layers of blocks the columns of
+            all blocks that are multiplied here, with the index lists of the kernels, and of the lines held here what an
+            update needs.
         activations: what trunk and one head save for their backward, for one micro-batch.
         loss: logits of one chunk of tokens, and the gradient of one output layer.
         update: scores and flags during a topology update, when activations and logits are gone.
@@ -87,9 +91,9 @@ def estimate(
 ) -> Memory:
     """Memory of one rank of a mesh that runs ``accumulation`` micro-batches per step."""
     compute, stored, reduced = element_bytes(config)
-    pictures = config.model.sees_pictures
+    kind = config.model.data
     # Networks for pictures gather fp32 weights, of which autocast makes copies to compute with.
-    used = stored if pictures else compute
+    used = stored if kind == "pictures" else compute
     own = own_shapes(shapes, sizes)
     blocks = {name: size_on(b, sizes, _shards(name, sizes)) for name, b in blocks_of(config).items() if name in own}
     held = {name: _tensor_part(name, math.prod(shape), sizes) for name, shape in own.items()}
@@ -99,25 +103,34 @@ def estimate(
     shards = {name: math.ceil(count / _shards(name, sizes)) for name, count in held.items()}
     shard = sum((shards | {name: layer.shard for name, layer in blocks.items()}).values())
     groups = _gathered_groups(held | {name: layer.gathered for name, layer in blocks.items()})
-    gradients = shard * stored
+    frozen = [name for name in held if is_frozen(name, sharing_of(config.model))]
+    trained = shard - sum(shards[name] for name in frozen)
+    gradients = trained * stored
     if accumulation > 1:
-        gradients += sum(held.values()) * reduced
+        gradients += (sum(held.values()) - sum(held[name] for name in frozen)) * reduced
     else:
         gradients += max(*groups.values(), 0) * (used + reduced)
-    flags = sum(
-        budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
+    flagged = {
+        name: budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
         for name, budget in budgets.items()
         if name in held and name not in blocks and name not in singles
-    )
-    topology, saved = 2 * flags + sum(x.topology for x in blocks.values()), sum(x.saved for x in blocks.values())
+    }
+    flags = sum(flagged.values())
+    # A third one says whether the weight was stripped.
+    all_flags = 2 * flags + sum(flagged[name] for name in strippable_budgets(config, shapes) if name in flagged)
+    topology, saved = all_flags + sum(x.topology for x in blocks.values()), sum(x.saved for x in blocks.values())
     for name, budget in singles.items():
         topology += single_topology_bytes(budget, _shards(name, sizes))
         saved += single_saved_bytes(budget, _shards(name, sizes))
-    parts = picture_memory(config, sizes, compute) if pictures else _text_memory(config, sizes, compute, blocks)
-    moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
+    parts: TextMemory | PictureMemory | RowMemory
+    if kind == "text":
+        parts = _text_memory(config, sizes, compute, blocks)
+    else:
+        parts = (picture_memory if kind == "pictures" else row_memory)(config, sizes, compute)
+    moments, average = moment_count(config) * trained * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average
     # Kernels of convolutions gather some pixels at a time, never all of a layer's input.
-    tokens = 0 if pictures else config.train.micro_batch * config.data.sequence_length * sizes.head
+    tokens = 0 if kind != "text" else config.train.micro_batch * config.data.sequence_length * sizes.head
     growth = growth_bytes(
         blocks, config, Beside(parts.loss, _logits_bytes(config, sizes, tokens, compute), parts.activations),
         tokens=tokens, compute=compute, accumulation=accumulation, copies=sizes.replicate,
@@ -140,7 +153,7 @@ def estimate(
         host=(kept + topology) * on_host,
         kernels=scratch_bytes(blocks, config, tokens, compute),
         growth=growth,
-        snapshot=kept + 2 * flags + saved if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
+        snapshot=kept + all_flags + saved if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
 
 
@@ -159,8 +172,9 @@ def _text_memory(config: Config, sizes: MeshSizes, compute: int, blocks: dict[st
     looked_up = [layer for name, layer in blocks.items() if group_of(name) == "embedding"]
     # Where the values of a token belong.
     places = 8 * looked_up[0].budget.fan if looked_up else 0
+    rows = tokens * sharing_of(config.model).copies
     return TextMemory(
-        activations=math.ceil(tokens * (_saved_elements_per_token(config, sizes) * compute + places)),
+        activations=math.ceil(rows * (_saved_elements_per_token(config, sizes) * compute + places)),
         loss=_loss_bytes(config, sizes, tokens * sizes.head, compute, blocks.get("heads.0.output.weight")),
         validation=_validation_bytes(config, sizes, compute),
         read_off=_read_off_bytes(config, sizes, compute),
@@ -168,8 +182,8 @@ def _text_memory(config: Config, sizes: MeshSizes, compute: int, blocks: dict[st
 
 
 def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBudget]) -> int:
-    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit; of layers
-    of blocks the active ones, with their columns and a flag per block.
+    """Bytes of one checkpoint over all ranks: weights, moments, average of the weights, two flags per unit, a third
+    where it may be stripped; of layers of blocks the active ones, with their columns and a flag per block.
     """
     _, stored, _ = element_bytes(config)
     weight, blocks = (1 + moment_count(config)) * stored + average_bytes(config), blocks_of(config)
@@ -179,7 +193,10 @@ def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBud
     values |= {name: budget.active for name, budget in singles.items()}
     flags = sum(budget.units for name, budget in budgets.items() if name not in blocks and name not in singles)
     tables = saved_bytes(blocks) + sum(single_saved_bytes(budget, 1) for budget in singles.values())
-    return weight * sum(values.values()) + 2 * flags + tables
+    stripped = sum(budget.units for budget in strippable_budgets(config, shapes).values())
+    frozen = sum(count for name, count in values.items() if is_frozen(name, sharing_of(config.model)))
+    moments = moment_count(config) * stored * frozen
+    return weight * sum(values.values()) - moments + 2 * flags + stripped + tables
 
 
 def moment_count(config: Config) -> int:
@@ -221,15 +238,19 @@ def saved_per_token_of_block(model: ModelSection, recompute: str = "none", tenso
     """Elements that one block saves for its backward per token, on one of ``tensor`` ranks that share it.
 
     Input, normalised and scaled input of both norms (6 hidden), query and attention output (2 hidden), key and value,
-    and gate, its activation, up and their product (4 intermediate). Tensor ranks divide all of it, but each keeps what
-    it gathered for its products (2 hidden).
+    and of SwiGLU gate, its activation, up and their product (4 intermediate), of ReLU its output, and its square where
+    it is squared. Tensor ranks divide all of it, but each keeps what it gathered for its products (2 hidden).
 
     Args:
         recompute: as ``parallel.activation_checkpoint``; then only inputs of what is computed again are kept.
     """
     kv_width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
-    attention, ffn = 5 * model.hidden + 2 * kv_width, 3 * model.hidden + 4 * model.intermediate
+    inside = {"swiglu": 4, "relu": 1, "relu2": 2}[model.ffn] * model.intermediate
+    attention, ffn = 5 * model.hidden + 2 * kv_width, 3 * model.hidden + inside
     gathered = model.hidden if tensor > 1 else 0
+    if model.sharing == "rank_one":
+        # What goes into every product with its factors, and what comes out of it without them.
+        attention, ffn = attention + 6 * model.hidden + 2 * kv_width, ffn + 3 * (model.hidden + model.intermediate)
     if recompute == "full":
         return model.hidden / tensor
     if recompute == "selective":
@@ -265,7 +286,11 @@ def _loss_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int, blo
     weight = count * (wide if compute == wide else wide + compute)
     if blocks is not None and tokens > config.train.loss_chunk:
         weight = max(weight, 2 * count * wide)
-    return 2 * _logits_bytes(config, sizes, tokens, compute) + weight + tokens * model.hidden * compute
+    if model.sharing != "none":
+        # Of every member its matrix, and gradients that wait for the backward pass of all.
+        weight = model.members * count * (2 * compute + (wide if compute == wide else 0)) + count * wide
+    rows = tokens * sharing_of(model).copies
+    return 2 * _logits_bytes(config, sizes, tokens, compute) + weight + rows * model.hidden * compute
 
 
 def _logits_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int) -> int:
@@ -288,7 +313,9 @@ def _validation_bytes(config: Config, sizes: MeshSizes, compute: int) -> int:
     A head group sees its ranks' tokens together; tensor ranks gather whole logits.
     """
     logits = config.model.vocab_size * config.eval.micro_batch * config.data.sequence_length * sizes.head
-    chunk, single = _read_off_bytes(config, sizes, compute), config.model.heads == sizes.head
+    chunk, single = _read_off_bytes(config, sizes, compute), config.model.voices == sizes.head
+    if config.model.sharing != "none":
+        logits, single = logits * config.model.members, False  # of all members at once
     return logits * compute + (max(logits * 4, chunk) if single else logits * 4 + chunk)
 
 

@@ -63,6 +63,15 @@ class Observer:
         if self._recorder is not None:
             self._recorder.event("topology", step, reason, {"digest": digest})
 
+    def stripped(
+        self, step: int, values: dict[str, float], density: dict[str, float], text: str, facts: dict[str, object]
+    ) -> None:
+        """Weights of dead units were removed: its readings, the density since, and both in words."""
+        self._topology = density
+        if self._recorder is not None:
+            self._recorder.metrics(step, values)
+        self._event("stripping", step, text, facts, echo=f"stripping at step {step:,}: {text}")
+
     def validated(self, step: int, values: dict[str, float], figures: dict[str, Path]) -> None:
         """Readings of a validation, and the figures drawn of it (on rank 0) by their names."""
         if self._recorder is not None:

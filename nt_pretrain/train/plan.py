@@ -24,10 +24,12 @@ from nt_pretrain.models.accounting import (
 )
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.network import block_count, vision_of
+from nt_pretrain.models.sharing import sharing_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
 from nt_pretrain.sparsity.block_budget import layer_budgets, line_budgets, overall
 from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks
 from nt_pretrain.sparsity.schedule import overall_density, update_count
+from nt_pretrain.sparsity.stripping import strippable_budgets
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, estimate
 
 
@@ -42,13 +44,14 @@ class Plan:
         by_line: with ``sparsity.balance: line``, the density of all sparse layers that was asked for, and what as many
             whole blocks in every line of a layer make of it.
         accumulation: micro-batches per rank and step.
-        samples: what is counted, "tokens" or "pictures".
-        sequences_per_rank: sequences or pictures of one rank and step.
+        samples: what is counted, "tokens", "pictures" or "rows".
+        sequences_per_rank: sequences, pictures or rows of one rank and step.
         flops_per_sample_dense: operations per trained sample with all weights, which the masked backend executes:
             inactive weights are multiplied as zeros.
         flops_per_sample_active: operations per trained sample with active weights only, which the block backend
             executes, dense gradients of the steps after which blocks grow aside.
-        executes_active: whether only these are executed.
+        flops_per_sample_forward: operations of a forward pass of one sample, with all weights and with active ones.
+        executes_active: whether only active weights' are executed.
         checkpoint_bytes: one checkpoint, all ranks together.
     """
 
@@ -68,6 +71,7 @@ class Plan:
     topology_updates: int
     flops_per_sample_dense: int
     flops_per_sample_active: int
+    flops_per_sample_forward: Count
     executes_active: bool
     memory: Memory
     checkpoint_bytes: int
@@ -89,14 +93,14 @@ def make_plan(config: Config, world_size: int) -> Plan:
     """The numbers of ``config``, which must have passed :mod:`nt_pretrain.config.checks`, on ``world_size`` ranks."""
     shapes = shapes_of(config.model)
     budgets = layer_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
-    accounts = account(shapes, budgets)
-    flops = _flops_per_sample(config, accounts, budgets)
+    accounts = account(shapes, budgets, sharing_of(config.model))
+    flops, forward = _flops_per_sample(config, accounts, budgets)
     lines = line_budgets(shapes, config.sparsity) if budgets and config.sparsity.balance == "line" else {}
     sizes = mesh_sizes(config, world_size)
     sequences = config.train.global_batch // sizes.data
     accumulation = max(1, sequences // config.train.micro_batch)
-    samples = config.train.global_batch * (1 if config.model.sees_pictures else config.data.sequence_length)
-    single = config.model.model_copy(update={"heads": 1})
+    samples = config.train.global_batch * (1 if config.model.classifies else config.data.sequence_length)
+    single = config.model.model_copy(update={"heads": 1, "sharing": "none", "members": 1})
     return Plan(
         sizes=sizes,
         accounts=accounts,
@@ -114,18 +118,33 @@ def make_plan(config: Config, world_size: int) -> Plan:
         topology_updates=update_count(config),
         flops_per_sample_dense=flops.total,
         flops_per_sample_active=flops.active,
+        flops_per_sample_forward=forward,
         executes_active=bool(budgets) and config.sparsity.backend == "block",
-        memory=estimate(config, shapes, budgets, sizes, accumulation=accumulation),
-        checkpoint_bytes=checkpoint_bytes(config, shapes, budgets),
+        memory=estimate(config, shapes, strippable_budgets(config, shapes) | budgets, sizes, accumulation=accumulation),
+        checkpoint_bytes=checkpoint_bytes(config, shapes, strippable_budgets(config, shapes) | budgets),
     )
 
 
-def _flops_per_sample(config: Config, accounts: Accounts, budgets: dict[str, LayerBudget]) -> Count:
-    """Operations of training on one token or picture: of all weights, and of the active ones."""
-    if config.model.sees_pictures:
-        return flops_per_picture(picture_cost(vision_of(config.model), config.data.picture_size, budgets).all)
-    attention = attention_flops_per_token(config.model, config.data.sequence_length)
-    return Count(*(flops_per_token(each, attention) for each in (accounts.per_token.total, accounts.per_token.active)))
+def _flops_per_sample(
+    config: Config, accounts: Accounts, budgets: dict[str, LayerBudget]
+) -> tuple[Count, Count]:  # fmt: skip
+    """Operations of training on one token, picture or row, and of a forward pass: of all weights, and of the active
+    ones. Members that see a picture several times train on it as often.
+    """
+    if config.model.data == "pictures":
+        cost = picture_cost(vision_of(config.model), config.data.picture_size, budgets).all
+        once = flops_per_picture(cost)
+        repeats = config.train.batch_repeats
+        return Count(once.total * repeats, once.active * repeats), Count(2 * cost.total, 2 * cost.active)
+    used, frozen = accounts.per_token, accounts.frozen
+    attention, repeats = 0, config.train.batch_repeats
+    if config.model.data == "text":
+        attention = attention_flops_per_token(config.model, config.data.sequence_length)
+    training = (
+        flops_per_token(each, attention, still) * repeats
+        for each, still in ((used.total, frozen.total), (used.active, frozen.active))
+    )
+    return Count(*training), Count(*(2 * each + attention // 3 for each in (used.total, used.active)))
 
 
 def render(plan: Plan, config: Config) -> str:
@@ -147,13 +166,15 @@ def _model_in_words(config: Config) -> str:
     model, sparsity = config.model, config.sparsity
     blocks = block_count(model)
     trunk = blocks - model.blocks_in_head
-    if model.heads == 1:
+    if model.sharing != "none":
+        shape = f"{model.members} members that share the weights of {blocks} blocks ({model.sharing})"
+    elif model.heads == 1:
         shape = f"one model of {blocks} blocks"
     elif trunk == 0:
         shape = f"a deep ensemble of {model.heads} models of {blocks} blocks"
     else:
         shape = f"{model.heads} heads of {model.blocks_in_head} blocks on a trunk of {trunk}"
-    if model.sees_pictures:
+    if model.classifies:
         shape = f"{model.family}, {shape}"
     if sparsity.density == 1.0:
         return f"{shape}, dense"
@@ -167,7 +188,7 @@ def _model_in_words(config: Config) -> str:
 def _parameters(plan: Plan, config: Config) -> Table:
     # Of layers of blocks the total is that of the dense matrices they stand for.
     table = aligned_table("parameters", "dense" if plan.executes_active else "total", "active", "density")
-    everything, heads = plan.accounts.all, config.model.heads
+    everything, heads = plan.accounts.all, config.model.voices
     for counts in (dict(plan.accounts.by_group.items()), _parts(plan), {"all": everything}):
         for name, count in counts.items():
             table.add_row(f"  {name}", f"{count.total:,}", f"{count.active:,}", f"{count.density:.4f}")
@@ -222,14 +243,14 @@ def _work(plan: Plan, config: Config) -> Table:
     batch, micro = config.train.global_batch, config.train.micro_batch
     who = "ranks" if plan.sizes.tensor == 1 else f"groups of {plan.sizes.tensor} ranks"
     parts = f"{plan.sizes.data:,} {who} x {plan.accumulation:,} micro-batches of {micro:,}"
-    pictures = config.model.sees_pictures
-    what, one = ("pictures", "picture") if pictures else ("sequences", "token")
+    text = config.model.data == "text"
+    what, one = ("sequences" if text else plan.samples), plan.samples.removesuffix("s")
     rows = {
         f"{what} per step": f"{batch:,} = {parts}",
         f"{what} per rank and step": f"{plan.sequences_per_rank:,}",
         "lanes of data": f"{plan.lanes:,}, {plan.lanes // plan.sizes.data:,} per rank",
     }
-    if not pictures:
+    if text:
         length = config.data.sequence_length
         rows["tokens per step"] = f"{plan.samples_per_step:,} (sequences of {length:,})"
     rows |= {

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from nt_pretrain.checkpoint.background import Progress
 from nt_pretrain.config.schema import CheckpointSection
 from nt_pretrain.observe.rundir import RunDir
+from nt_pretrain.parallel.collectives import reduce_over
 from nt_pretrain.parallel.mesh import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -84,7 +85,7 @@ class Requests:
             overdue = minutes > 0 and time.monotonic() - self._last_save > 60 * minutes
         orphaned = self._launcher not in (None, os.getppid())
         wishes = torch.tensor([self._signal, stop_file, save_file, overdue, orphaned, saving], dtype=torch.int64)
-        dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._ranks.control)
+        reduce_over(wishes, self._ranks.control, dist.ReduceOp.MAX)
         number, stop_file, save_file, overdue, orphaned, progress = wishes.tolist()
         settle = Progress(progress).has_ended
         if self._ranks.rank == 0:

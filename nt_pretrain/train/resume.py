@@ -16,10 +16,15 @@ from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.state import TrainState
 
 
-def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks) -> Position:
+def resume(
+    state: TrainState, found: Found, config: Config, wanted: dict[str, Any], ranks: Ranks, *, annealing: bool = False
+) -> Position:
     """Read the checkpoint into ``state``; returns the data position after it.
 
     An average of the weights that the checkpoint does not have (``train.ema_decay`` is new) starts from its weights.
+
+    Args:
+        annealing: weights outside of the topology go on being trained.
 
     Raises:
         CheckpointError: it is another model's or tokenizer's, or what was read is not what was saved.
@@ -41,7 +46,7 @@ def resume(state: TrainState, found: Found, config: Config, wanted: dict[str, An
             f"{found.path} was written by another version of this program: its state lacks {error}. Start a new run "
             "with another run.name, or go on with that version"
         ) from None
-    if config.sparsity.grown_moments != "warm":
+    if config.sparsity.grown_moments != "warm" and not annealing:
         state.forget_inactive_moments()
     digest = state.digest(ranks)
     if digest != saved_digest:
@@ -62,7 +67,7 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
         identity["model"] = ModelSection().model_dump(mode="json") | identity["model"]
     # Likewise of versions that knew one backend and one balance only.
     if isinstance(identity.get("sparsity"), dict):
-        identity["sparsity"] = {"backend": "masked", "balance": "layer"} | identity["sparsity"]
+        identity["sparsity"] = {"backend": "masked", "balance": "layer", "stripped": False} | identity["sparsity"]
     if not all(isinstance(identity.get(key), type(value)) for key, value in wanted.items()):
         raise CheckpointError(
             f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "

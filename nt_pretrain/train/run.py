@@ -34,6 +34,7 @@ from nt_pretrain.observe.rundir import RunDir, Status
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
+from nt_pretrain.train.anneal import goes_on
 from nt_pretrain.train.begin import initial_state, phase_of
 from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.failures import exit_code_of, explained, words_of
@@ -82,7 +83,10 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         phase = phase_of(found, calendar, config)
         state = initial_state(phase, members, ranks) if found is None else fresh_state(phase.config, ranks)
         saved_as = identity(phase.config, members.tokenizer)
-        position = resume(state, found, phase.config, saved_as, ranks) if found else None
+        position = None
+        if found:
+            annealing = goes_on(phase, found.step - phase.before + 1)
+            position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
     meter = _meter(config, make_plan(phase.config, ranks.world), state, calendar.total_steps, ranks)
     observer = _observer(rundir, console, meter, config, state, calendar.total_steps, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:
@@ -202,8 +206,8 @@ def _console(config: Config, total_steps: int, ranks: Ranks) -> Console:
 
 
 def _tokenizer_hash(config: Config) -> str:
-    """sha256 of the tokenizer; empty for pictures."""
-    return "" if config.model.sees_pictures else load_tokenizer(config.data.tokenizer).sha256
+    """sha256 of the tokenizer; empty where there is none."""
+    return "" if config.model.classifies else load_tokenizer(config.data.tokenizer).sha256
 
 
 def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoader:

@@ -6,16 +6,18 @@ no generator state to keep: step, data position, weights, moments and topology s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nt_pretrain.config.family import OF_PICTURES, OF_TEXT
+from nt_pretrain.config.family import unread
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import Shapes, shapes_of
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.models.units import units_of
+from nt_pretrain.parallel.activity import Activity
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.blocks import publish, topologies
 from nt_pretrain.parallel.mesh import Ranks
@@ -26,6 +28,7 @@ from nt_pretrain.sparsity.block_topology import BlockLayer
 from nt_pretrain.sparsity.budget import LayerBudget
 from nt_pretrain.sparsity.csr_topology import CsrLayer
 from nt_pretrain.sparsity.schedule import overall_density
+from nt_pretrain.sparsity.stripping import strippable_budgets
 from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
 from nt_pretrain.sparsity.update import LayerTensors
 from nt_pretrain.train.ema import Average
@@ -40,8 +43,8 @@ class TrainState:
     ``parameters`` and ``layers`` are those held here (under head parallelism not all heads'), ``budgets`` those of all
     sparse layers of the model. With ``sparsity.backend: block`` topologies are those of ``blocks`` or, of single
     weights, ``singles``; ``layers`` are then only those without inactive weights, which stay dense beside the latter.
-    ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens or pictures), ``seconds`` the time
-    of all attempts.
+    ``step`` counts finished optimizer steps, ``targets`` those of all ranks (tokens, pictures or rows), ``seconds`` the
+    time of all attempts. ``activity`` is how often hidden units were active, where some are to be stripped.
     """
 
     model: MultiHead
@@ -53,6 +56,7 @@ class TrainState:
     targets: int = 0
     seconds: float = 0.0
     average: Average | None = None
+    activity: Activity | None = None
 
     @property
     def blocks(self) -> dict[str, BlockLayer]:
@@ -93,7 +97,9 @@ class TrainState:
             tensors[f"ema.{name}"] = values if held is None else like_parameter(values, held)
         for layer in self.layers:
             parameter = self.parameters[layer.name]
-            for kind, flags in (("active", layer.active), ("explored", layer.explored)):
+            for kind, flags in (("active", layer.active), ("explored", layer.explored), ("stripped", layer.stripped)):
+                if flags is None:
+                    continue
                 # One byte a unit. Tables of blocks are the same on every rank and are kept whole.
                 bytes_ = flags.view(torch.uint8)
                 placed = bytes_ if layer.is_replicated else like_parameter(bytes_, parameter)
@@ -106,11 +112,18 @@ class TrainState:
             parameter = self.parameters[name]
             tensors[f"ids.{name}"] = own_ids(single, parameter)
             tensors[f"explored.{name}"] = like_lines(single.explored, parameter, single.budget.shape[0])
+        if self.activity is not None:
+            tensors |= {"activity.active": self.activity.active, "activity.seen": self.activity.seen}
         # Running statistics of batch norms, the same on all ranks that hold them.
         return tensors | {f"model.{name}": buffer for name, buffer in statistics_of(self.model).items()}
 
     def facts(self, ranks: Ranks) -> dict[str, Any]:
-        """What a checkpoint holds beside tensors and the data position (JSON)."""
+        """What a checkpoint holds beside tensors and the data position (JSON). Collective.
+
+        Counts of activity become those of all ranks, for :meth:`checkpoint_tensors`.
+        """
+        if self.activity is not None:
+            self.activity.agree(ranks)
         return {
             "step": self.step,
             "tokens": self.targets,
@@ -118,6 +131,7 @@ class TrainState:
             "optimizer_steps": self.optimizer.steps_taken(),
             "averaged": self.average is not None,
             "active_units": {name: budget.active for name, budget in self.budgets.items()},
+            "stripped_units": {name: budget.stripped for name, budget in self.budgets.items() if budget.stripped},
             "topology_digest": self.digest(ranks),
         }
 
@@ -136,8 +150,10 @@ class TrainState:
         """Counters from :meth:`facts`; tensors were read in place before. Collective."""
         self.step, self.targets, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.optimizer.set_steps_taken(facts["optimizer_steps"])
+        stripped = facts.get("stripped_units", {})
         for name, budget in self.budgets.items():
-            self.budgets[name] = LayerBudget(budget.shape, budget.unit, budget.units, facts["active_units"][name])
+            active = facts["active_units"][name]
+            self.budgets[name] = replace(budget, active=active, stripped=stripped.get(name, 0))
         for layer in self.layers:
             layer.budget = self.budgets[layer.name]
         for blocks in self.blocks.values():
@@ -151,10 +167,13 @@ class TrainState:
 
 
 def budgets_at(config: Config, shapes: Shapes, step: int) -> dict[str, LayerBudget]:
-    """Budgets that hold after a topology update at ``step`` (0: the first topology); empty for a dense run."""
+    """Budgets that hold after a topology update at ``step`` (0: the first topology), if nothing was stripped; empty for
+    a dense run.
+    """
+    strippable = strippable_budgets(config, shapes)
     if config.sparsity.density == 1.0:
-        return {}
-    return layer_budgets(shapes, config.sparsity, density=overall_density(config, step))
+        return strippable
+    return strippable | layer_budgets(shapes, config.sparsity, density=overall_density(config, step))
 
 
 def fresh_state(config: Config, ranks: Ranks) -> TrainState:
@@ -162,10 +181,11 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
     model = sharded_model(config, ranks)
     parameters = dict(model.named_parameters())
     optimizer = Optimizer(parameters, config.optim, exact=config.parallel.deterministic_reduce)
-    budgets = budgets_at(config, shapes_of(config.model), 0)
+    shapes = shapes_of(config.model)
+    budgets, strippable = budgets_at(config, shapes, 0), strippable_budgets(config, shapes)
     sparse = topologies(model) | single_topologies(model)
     layers = [
-        empty_layer(name, budget, held_part(parameters[name]))
+        empty_layer(name, budget, held_part(parameters[name]), is_strippable=name in strippable)
         for name, budget in budgets.items()
         if name in parameters and name not in sparse
     ]
@@ -178,6 +198,8 @@ def fresh_state(config: Config, ranks: Ranks) -> TrainState:
         # Running statistics with the weights: those of the weights are not those of their average.
         shards = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         state.average = Average.of(shards | statistics_of(model), config.train.ema_decay)
+    if strippable:
+        state.activity = Activity(units_of(config.model))
     return state
 
 
@@ -195,11 +217,13 @@ def identity(config: Config, tokenizer_sha256: str) -> dict[str, Any]:
         "balance",
     )
     sparsity = config.sparsity.model_dump(mode="json")
-    others = OF_TEXT["model"] if config.model.sees_pictures else ("family", *OF_PICTURES["model"])
+    others = unread(config.model.data)["model"]
+    if config.model.data == "text":
+        others = ("family", *others)  # checkpoints of the time when there was no other have none
     return {
-        "model": config.model.model_dump(mode="json", exclude=set(others)),
+        "model": config.model.model_dump(mode="json", exclude={*others, "dropout"}),
         "optimizer": {"algorithm": config.optim.algorithm},
-        "sparsity": {key: sparsity[key] for key in keys},
+        "sparsity": {key: sparsity[key] for key in keys} | {"stripped": config.stripping.every_steps > 0},
         "tokenizer": tokenizer_sha256,
         "weights": {"pure_bf16": "bf16", "fp64": "fp64"}.get(config.train.precision, "fp32"),
     }

@@ -8,6 +8,7 @@ That is the same gradient as one joint backward, at the peak activation memory o
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,14 @@ from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.batch_norm import average_statistics
-from nt_pretrain.parallel.collectives import exact_sums
+from nt_pretrain.parallel.collectives import exact_sums, reduce_over
 from nt_pretrain.parallel.exchange import scattered_sum, width
 from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
+from nt_pretrain.train.dropout import StepDropout
 from nt_pretrain.train.optim import Optimizer
 
 
@@ -73,7 +75,12 @@ def micro_batch_backward(
 
 
 def accumulate_gradients(
-    model: MultiHead, config: Config, batch: Inputs, ranks: Ranks, scores: GrowthScores | None = None
+    model: MultiHead,
+    config: Config,
+    batch: Inputs,
+    ranks: Ranks,
+    scores: GrowthScores | None = None,
+    drop: StepDropout | None = None,
 ) -> Losses:
     """Gradients of the global mean loss over targets from this rank's samples, reduced over all ranks.
 
@@ -82,10 +89,11 @@ def accumulate_gradients(
 
     Args:
         scores: what listens to the gradients of blocks that do not exist, in a step that grows some.
+        drop: units that are dropped, if any are.
     """
     batch = batch.to(ranks.device)
     count = (batch.targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
-    dist.all_reduce(count, group=ranks.control)
+    reduce_over(count, ranks.control)
     # FSDP averages a head's gradient over its ranks; the loss is a sum over them.
     scale = ranks.sizes.replicate * ranks.sizes.shard / max(1, int(count))
     if config.train.head_loss == "mean":
@@ -97,11 +105,13 @@ def accumulate_gradients(
         set_last_micro_batch(model, last)
         if scores is not None:
             scores.last = last
-        sums += micro_batch_backward(model, config, batch.part(first, size), scale, ranks.head_group)
+        part = batch.part(first, size)
+        with drop.of(model, first, part.samples, ranks) if drop is not None else nullcontext():
+            sums += micro_batch_backward(model, config, part, scale, ranks.head_group)
     if config.parallel.batch_norm == "rank" and config.model.sees_pictures:
         _average_statistics(model, ranks)
     sums = sums.cpu() * ranks.counts
-    dist.all_reduce(sums, group=ranks.control)
+    reduce_over(sums, ranks.control)
     return Losses(sums, int(count))
 
 
@@ -126,21 +136,34 @@ def gradient_norm(
     # In fp32 also for bf16 gradients, whose own norm would be rounded to three digits.
     norms = torch._foreach_norm(counted, dtype=torch.promote_types(counted[0].dtype, torch.float32))
     total = torch.stack(norms).double().square().sum()
-    dist.all_reduce(total, group=ranks.trunk_group)
+    reduce_over(total, ranks.trunk_group)
     if ranks.sizes.replicate > 1:
         # The order of that sum may differ between copies; they must clip alike to remain copies.
         dist.all_reduce(total, op=dist.ReduceOp.MAX, group=ranks.replica_group)
     return float(total.sqrt())
 
 
-def apply_gradients(optimizer: Optimizer, layers: list[SparseLayer], config: Config, ranks: Ranks, lr: float) -> float:
+def apply_gradients(
+    optimizer: Optimizer,
+    layers: list[SparseLayer],
+    config: Config,
+    ranks: Ranks,
+    lr: float,
+    drawn: dict[str, Tensor] | None = None,
+) -> float:
     """Mask, clip, step; returns the norm of the active gradient before clipping.
 
     A norm that is not finite is returned without a step.
+
+    Args:
+        drawn: the weights that this step has computed with, by layer, where these are not those of the topology.
     """
     gradients = optimizer.gradients()
     warm = config.sparsity.grown_moments == "warm"
-    active = {layer.name: layer.elements(layer.active) for layer in layers if layer.budget.active < layer.budget.units}
+    active = drawn
+    if active is None:
+        sparse = [layer for layer in layers if layer.budget.active < layer.budget.units]
+        active = {layer.name: layer.elements(layer.active) for layer in sparse}
     measured = dict(gradients)
     for name, flags in active.items():
         if warm:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from nt_pretrain.data.errors import DataError
+from nt_pretrain.parallel.collectives import reduce_over
 from nt_pretrain.parallel.mesh import Ranks
 
 Value = TypeVar("Value")
@@ -37,7 +38,7 @@ def on_all_counted(
     except DataError as error:
         problem = str(error)
     told = torch.tensor([bool(problem), *(count(made[0]) if made else [0] * length)], dtype=torch.int64)
-    dist.all_reduce(told, group=ranks.control)
+    reduce_over(told, ranks.control)
     failed, *sums = told.tolist()
     if failed:
         raise DataError(_words(problem, ranks))

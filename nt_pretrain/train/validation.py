@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.validation import Change, unigram_counts, validation_batches, validation_pictures
+from nt_pretrain.data.validation import Change, unigram_counts, validation_batches, validation_samples
 from nt_pretrain.eval.calibration import CLASSWISE
 from nt_pretrain.eval.diversity import disagreement_matrix
 from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.readings import readings_of
 from nt_pretrain.eval.validate import unigram_loss, validate
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import Ranks
@@ -46,7 +47,7 @@ class Validation:
     ) -> None:
         self._config, self._state, self._ranks, self._rundir, self._warn = config, state, ranks, rundir, warn
         self._unigram: float | None = None
-        if config.eval.unigram_tokens and not config.model.sees_pictures:
+        if config.eval.unigram_tokens and not config.model.classifies:
             counts = torch.from_numpy(on_all(ranks, lambda: unigram_counts(config, config.eval.unigram_tokens)))
             self._unigram = unigram_loss(counts, text_batches(config, ranks), ranks)
 
@@ -73,9 +74,10 @@ class Validation:
     def _measured(self) -> tuple[dict[str, float], Measures | None]:
         """Of the weights as they are: readings, and all measures where they are taken."""
         config, ranks, model = self._config, self._ranks, self._state.model
-        if config.model.sees_pictures:
+        voices = Voices.of(model, config)
+        if config.model.classifies:
             classwise = config.model.classes if config.model.classes <= CLASSWISE else 0
-            measures = gather_measures(model, config, picture_batches(config, ranks), ranks, classwise=classwise)
+            measures = gather_measures(voices, labelled_batches(config, ranks), ranks, classwise=classwise)
             return readings_of(measures, with_losses=True), measures
         values = validate(model, config, text_batches(config, ranks), ranks)
         if self._unigram is not None:
@@ -83,7 +85,7 @@ class Validation:
         if not config.eval.calibration_sequences:
             return values, None
         first = config.eval.model_copy(update={"sequences": config.eval.calibration_sequences})
-        measures = gather_measures(model, config, text_batches(config.model_copy(update={"eval": first}), ranks), ranks)
+        measures = gather_measures(voices, text_batches(config.model_copy(update={"eval": first}), ranks), ranks)
         return readings_of(measures, with_losses=False) | values, measures
 
     def _figures(self, measures: Measures) -> dict[str, Path]:
@@ -118,8 +120,10 @@ def text_batches(config: Config, ranks: Ranks) -> Iterator[Inputs]:
         yield Inputs.of_text(tokens, documents)
 
 
-def picture_batches(config: Config, ranks: Ranks, change: Change | None = None) -> Iterator[Inputs]:
-    """Validation pictures of this rank, changed by ``change``, read as they are needed. Every batch is collective."""
-    batches = iter(validation_pictures(config, rank=ranks.data_rank, world=ranks.sizes.data, change=change))
+def labelled_batches(config: Config, ranks: Ranks, change: Change | None = None) -> Iterator[Inputs]:
+    """Validation pictures or rows of this rank, changed by ``change``, read as they are needed. Every batch is
+    collective.
+    """
+    batches = iter(validation_samples(config, rank=ranks.data_rank, world=ranks.sizes.data, change=change))
     while (batch := on_all(ranks, lambda: next(batches, None))) is not None:
-        yield Inputs.of_pictures(*batch)
+        yield Inputs.of_labelled(*batch)

@@ -19,8 +19,8 @@ from nt_pretrain.config.schema import Config
         ("sparsity.drop", "one of magnitude, soft_magnitude (default magnitude)"),
         (
             "sparsity.group_density",
-            "a mapping of embedding, attention, ffn, stem, conv1x1, conv3x3, downsample, output to a number > 0 and "
-            "<= 1",
+            "a mapping of embedding, attention, ffn, stem, conv1x1, conv3x3, downsample, linear, output to a number > 0"
+            " and <= 1",
         ),
         ("sparsity.group_density.ffn", "a number > 0 and <= 1"),
         ("data.sources", "a mapping of names of the form ^[A-Za-z0-9_-]+$ to text"),

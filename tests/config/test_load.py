@@ -74,8 +74,8 @@ def test_an_override_repairs_the_file(write) -> None:
         ("\nmdel:\n  hidden: 3", "x.yaml:2: mdel: unknown section; did you mean model?"),
         (
             "zzz: 1",
-            "x.yaml:1: zzz: unknown section; there are run, model, sparsity, method, data, optim, train, parallel, "
-            "checkpoint, eval, observe",
+            "x.yaml:1: zzz: unknown section; there are run, model, sparsity, stripping, method, data, optim, "
+            "train, parallel, checkpoint, eval, observe",
         ),
         ("train: 5", "x.yaml:1: train: must be a section with lines 'key: value' below it, not 5"),
         (
@@ -138,7 +138,7 @@ def test_an_override_repairs_the_file(write) -> None:
         (
             "sparsity:\n  group_density: 0.5",
             "x.yaml:2: sparsity.group_density: 0.5 is not allowed; it must be a mapping of embedding, attention, ffn, "
-            "stem, conv1x1, conv3x3, downsample, output to a number > 0 and <= 1",
+            "stem, conv1x1, conv3x3, downsample, linear, output to a number > 0 and <= 1",
         ),
         (
             "optim:\n  betas: [0.9]",
@@ -169,13 +169,13 @@ def test_an_override_repairs_the_file(write) -> None:
         ("run:\n  name: a: b", "x.yaml:2: not valid YAML: mapping values are not allowed here (column 10)"),
         (
             "# nothing",
-            "x.yaml:1: the file is empty; a run is described by the sections run, model, sparsity, method, data, "
-            "optim, train, parallel, checkpoint, eval, observe",
+            "x.yaml:1: the file is empty; a run is described by the sections run, model, sparsity, stripping, method, "
+            "data, optim, train, parallel, checkpoint, eval, observe",
         ),
         (
             "- run",
-            "x.yaml:1: must consist of sections (run, model, sparsity, method, data, optim, train, parallel, checkpoint, "
-            "eval, observe), each with lines 'key: value'",
+            "x.yaml:1: must consist of sections (run, model, sparsity, stripping, method, data, optim, "
+            "train, parallel, checkpoint, eval, observe), each with lines 'key: value'",
         ),
     ],
 )

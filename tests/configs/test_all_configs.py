@@ -18,6 +18,7 @@ WORLD_SIZES = {
     "quality_units": (1,),
     "wrn28_cifar": (1,),
     "images_small": (1, 2),
+    "synth_mlp": (1,),
     "llama1b": (8, 64),
     "llama7b": (64, 128),
     "llama350m": (1, 8, 32),
@@ -34,7 +35,7 @@ def test_all_are_there() -> None:
         "demo", "tiny", "llama20m", "llama60m", "llama130m", "llama350m", "llama1b", "llama7b",
         "llama130m_dense", "llama130m_treenet", "llama130m_ensemble", "llama130m_sparse",
         "resnet50_imagenet", "resnet50_imagenet_dense", "resnet50_imagenet_treenet", "resnet50_imagenet_ensemble",
-        "wrn28_cifar", "images_small",
+        "wrn28_cifar", "images_small", "synth_mlp",
     }  # fmt: skip
 
 

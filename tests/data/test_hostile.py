@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.image_shards import Sample, write_image_shard
+from nt_pretrain.data.labelled_shards import Sample, write_labelled_shard
 from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.manifest import Manifest, ShardEntry, file_sha256, read_manifest
 from nt_pretrain.data.shards import INDEX, Shard, index_path
@@ -131,7 +131,7 @@ def test_pictures_of_other_formats_never_reach_a_decoder_that_starts_programs(ga
     count = len(np.load(index_path(shard)))
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(was-run) (w) file closefile\n"
     good = encoded(photo(40, 40))
-    write_image_shard(shard, [Sample(f"k{n}", script if n % 2 else good, "jpg", 0) for n in range(count)])
+    write_labelled_shard(shard, [Sample(f"k{n}", script if n % 2 else good, "jpg", 0) for n in range(count)])
     resealed(folder / "train", shard.name)
     config = gallery.config(data={"path": str(folder), "max_bad_fraction": 1.0})
     found = list(islice(TrainLoader(config, rank=0, world=1, position=None), 12))
@@ -147,7 +147,7 @@ def test_labels_beyond_the_classes_are_refused(gallery: Gallery, tmp_path: Path)
     shard = sorted((folder / "train").glob("*.tar"))[0]
     opened = Shard.open(shard)
     samples = [Sample(f"k{n}", opened.document(n), "jpg", 3) for n in range(len(opened))]
-    write_image_shard(shard, samples)
+    write_labelled_shard(shard, samples)
     resealed(folder / "train", shard.name)
     config = gallery.config(data={"path": str(folder), "max_bad_fraction": 1.0})
     found = list(islice(TrainLoader(config, rank=0, world=1, position=None), 12))

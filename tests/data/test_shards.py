@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nt_pretrain.data import shards
 from nt_pretrain.data.errors import BadInput, DataError
-from nt_pretrain.data.image_shards import Sample, labels_of, write_image_shard
+from nt_pretrain.data.labelled_shards import Sample, labels_of, write_labelled_shard
 from nt_pretrain.data.manifest import file_sha256
 from nt_pretrain.data.shards import Shard, index_path, write_shard
 
@@ -226,7 +226,7 @@ def test_a_shard_that_cannot_be_opened_leaves_no_file_open(shard: Path) -> None:
 def test_the_label_of_a_picture_does_not_shift_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     pictures = [bytes([n]) * (n + 1) for n in range(40)]
-    write_image_shard(path, (Sample(f"{n:04d}", each, "jpg", 7 * n) for n, each in enumerate(pictures)))
+    write_labelled_shard(path, (Sample(f"{n:04d}", each, "jpg", 7 * n) for n, each in enumerate(pictures)))
     opened = Shard.open(path, bytes=path.stat().st_size, index_sha256=file_sha256(index_path(path)))
     assert [opened.document(n) for n in range(40)] == pictures
     assert labels_of(opened).tolist() == [7 * n for n in range(40)]

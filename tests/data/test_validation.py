@@ -19,7 +19,7 @@ from nt_pretrain.data.samples import NO_LABEL
 from nt_pretrain.data.storage.store import Folder
 from nt_pretrain.data.text import PADDING
 from nt_pretrain.data.tokenizer import END, load_tokenizer
-from nt_pretrain.data.validation import unigram_counts, validation_batches, validation_pictures
+from nt_pretrain.data.validation import unigram_counts, validation_batches, validation_samples
 from nt_pretrain.eval.corrupted_set import Corruptor
 from tests.data.conftest import Gallery, Sea
 from tests.data.damage import flip
@@ -74,7 +74,7 @@ def test_unigram_counts_are_those_of_the_first_tokens(sea: Sea) -> None:
 
 def pictures(config: Config, world: int) -> tuple[Tensor, Tensor]:
     """All validation pictures that are not filling and their labels, in their order."""
-    ranks = [list(validation_pictures(config, rank=rank, world=world)) for rank in range(world)]
+    ranks = [list(validation_samples(config, rank=rank, world=world)) for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1
     batches = [batch for same in zip(*ranks, strict=True) for batch in same]
     assert all(pixels.shape == (4, 3, 24, 24) and pixels.dtype == torch.uint8 for pixels, _ in batches)
@@ -84,7 +84,7 @@ def pictures(config: Config, world: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("sequences", [0, 5, 1000])
-def test_validation_pictures_are_the_same_set_at_every_world_size(gallery: Gallery, sequences: int) -> None:
+def test_validation_samples_are_the_same_set_at_every_world_size(gallery: Gallery, sequences: int) -> None:
     config = gallery.config(validation={"sequences": sequences})
     pixels, labels = pictures(config, 1)
     split = Split(Folder(gallery.pictures / "validation"), read_manifest(gallery.pictures / "validation"), None)
@@ -107,7 +107,7 @@ def test_validation_never_leaves_a_picture_out(gallery: Gallery, tmp_path: Path,
     flip(shard, 2)
     config = gallery.config(data={"path": str(folder), "workers": workers, "max_bad_fraction": 1.0})
     with pytest.raises(DataError, match=r"document 2 \(bytes .* is damaged"):
-        list(validation_pictures(config, rank=0, world=1))
+        list(validation_samples(config, rank=0, world=1))
 
 
 def test_every_picture_is_changed_by_its_number(gallery: Gallery) -> None:
@@ -117,7 +117,7 @@ def test_every_picture_is_changed_by_its_number(gallery: Gallery) -> None:
     for world, workers, size in ((1, 1, 4), (2, 0, 1), (3, 0, 7)):
         config = gallery.config(data={"workers": workers}, validation={"micro_batch": size})
         change = Corruptor("gaussian_noise", 4, 3)
-        ranks = [list(validation_pictures(config, rank=rank, world=world, change=change)) for rank in range(world)]
+        ranks = [list(validation_samples(config, rank=rank, world=world, change=change)) for rank in range(world)]
         batches = [batch for same in zip(*ranks, strict=True) for batch in same]
         pixels, found = (torch.cat(each) for each in zip(*batches, strict=True))
         assert torch.equal(found[found != NO_LABEL], labels)

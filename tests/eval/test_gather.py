@@ -11,6 +11,7 @@ from nt_pretrain.config.schema import ParallelSection
 from nt_pretrain.eval.gather import gather_measures, said
 from nt_pretrain.eval.measure import values_of
 from nt_pretrain.eval.validate import validate
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.parallel.batch_norm import norms_of
 from nt_pretrain.parallel.forward import Inputs
@@ -41,7 +42,7 @@ def _table(rank: int, world: int, size: int, parallel: dict[str, int], temperatu
     batches = list(dealt(ranks.data_rank, ranks.sizes.data, size))
     told: list[int] = []
     measures = gather_measures(
-        state.model, config, batches, ranks, temperatures=temperatures, progress=told.append, classwise=160
+        Voices.of(state.model, config), batches, ranks, temperatures=temperatures, progress=told.append, classwise=160
     )
     assert told == list(range(1, len(batches) + 1))
     return measures.table().tolist()
@@ -72,7 +73,7 @@ def _values(rank: int, world: int, parallel: dict[str, int]) -> dict[str, dict[s
     ranks = connect(config)
     state = fresh_state(config, ranks)
     batches = list(dealt(ranks.data_rank, ranks.sizes.data, 1))
-    values = values_of(gather_measures(state.model, config, batches, ranks))
+    values = values_of(gather_measures(Voices.of(state.model, config), batches, ranks))
     # The losses are those that a run tells while it trains.
     losses = validate(state.model, config, batches, ranks)
     for head in range(3):
@@ -90,7 +91,7 @@ def _modes_and_numbers(rank: int, world: int) -> None:
     model.train()
     heads[0].eval()  # as whoever trains a part of it
     numbers = []
-    for words in said(model, config, dealt(rank, world, 2), ranks):
+    for words in said(Voices.of(model, config), dealt(rank, world, 2), ranks):
         assert not any(module.training for module in model.modules())
         assert words.logits.shape == (3, len(words.labels), 160)
         assert (words.labels != IGNORED).all()
@@ -101,7 +102,7 @@ def _modes_and_numbers(rank: int, world: int) -> None:
     mine = [number for number in range(8) if number // 2 % world == rank]
     assert seen.tolist() == [(14 if number == 3 else 24) if number in mine else 0 for number in range(8)]
     with pytest.raises(ZeroDivisionError):
-        for _ in said(model, config, (1 / 0 for _ in range(1)), ranks):  # type: ignore[misc]
+        for _ in said(Voices.of(model, config), (1 / 0 for _ in range(1)), ranks):  # type: ignore[misc]
             pass
     assert model.training and not heads[0].training
 
@@ -133,12 +134,15 @@ def _picture_tables(rank: int, world: int) -> list[list[int]]:
         for first in range(rank * size, -(-SAMPLES // (world * size)) * world * size, world * size):
             some, where = pixels[first : first + size], labels[first : first + size]
             filler = size - len(some)
-            yield Inputs.of_pictures(
+            yield Inputs.of_labelled(
                 torch.cat([some, torch.zeros(filler, 3, 16, 16, dtype=torch.uint8)]),
                 torch.cat([where, torch.full((filler,), IGNORED)]),
             )
 
-    return [gather_measures(model, config, dealt(size), ranks, classwise=5).table().tolist() for size in SIZES[world]]
+    return [
+        gather_measures(Voices.of(model, config), dealt(size), ranks, classwise=5).table().tolist()
+        for size in SIZES[world]
+    ]
 
 
 @pytest.mark.timeout(250)

@@ -26,7 +26,7 @@ from nt_pretrain.eval.weight_dropout import weight_dropout
 
 COUNT, CLASSES, HEADS, SEED = 37, 5, 3, 2
 NAMES = ("gaussian_noise", "contrast", "weight_dropout")
-SOME = [harm for harm in harms_of(NAMES, pictures=True) if harm.severity in (2, 5)]
+SOME = [harm for harm in harms_of(NAMES, data="pictures") if harm.severity in (2, 5)]
 
 
 class Small(nn.Module):
@@ -79,7 +79,7 @@ def measured(model: Small, size: int, world: int, harms: list[Harm] = SOME, **op
 
         return Samples(batches())
 
-    return measure_all(measure, samples, harms, model=model, seed=SEED, **options)
+    return measure_all(measure, samples, harms, models=[model], seed=SEED, **options)
 
 
 def test_batches_and_ranks_leave_no_trace() -> None:
@@ -127,7 +127,7 @@ def test_the_weights_are_back_after_an_error() -> None:
         return Measures.zeros(HEADS)
 
     with pytest.raises(RuntimeError, match="no device"):
-        measure_all(measure, samples, harms_of(["weight_dropout"], pictures=True), model=model, seed=0)
+        measure_all(measure, samples, harms_of(["weight_dropout"], data="pictures"), models=[model], seed=0)
     assert torch.equal(model.weight, before)
 
 
@@ -206,9 +206,9 @@ def test_text_counts_characters_and_other_corpora_stand_beside() -> None:
         return Samples([(torch.ones(1), torch.ones(1))], characters)
 
     kind: Kind = "typing"
-    harms = [harm for harm in harms_of(["drop"], pictures=False) if harm.severity < 3]
+    harms = [harm for harm in harms_of(["drop"], data="text") if harm.severity < 3]
     found = measure_all(
-        measure, lambda harm: text(12 if harm is None else 6), harms, model=nn.Linear(2, 2), seed=0,
+        measure, lambda harm: text(12 if harm is None else 6), harms, models=[nn.Linear(2, 2)], seed=0,
         domains={"other": lambda: text(3)},
     )  # fmt: skip
     assert found.clean["ensemble"]["bits_per_character"] == pytest.approx(1.0)

@@ -11,13 +11,14 @@ import pytest
 from torch import Tensor
 
 from nt_pretrain.config.schema import Config
-from nt_pretrain.data.validation import validation_pictures, validation_text
+from nt_pretrain.data.validation import validation_samples, validation_text
 from nt_pretrain.eval.corrupted_set import Corruptor
 from nt_pretrain.eval.gather import gather_measures
 from nt_pretrain.eval.harms import Harm, harms_of
 from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.robustness import Samples, measure_all
 from nt_pretrain.eval.text_noise import with_typing_errors
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.parallel.forward import Inputs
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.state import fresh_state
@@ -35,22 +36,22 @@ def _measured(rank: int, world: int, config: Config) -> str:
     model = fresh_state(config, ranks).model
     before = [p.full_tensor().clone() for p in model.parameters()]  # type: ignore[attr-defined]
     pictures = config.model.sees_pictures
-    inputs = Inputs.of_pictures if pictures else Inputs.of_text
+    inputs = Inputs.of_labelled if pictures else Inputs.of_text
     place = {"rank": ranks.data_rank, "world": ranks.sizes.data}
 
     def measure(batches: Iterable[tuple[Tensor, Tensor]]) -> Measures:
-        return gather_measures(model, config, (inputs(*batch) for batch in batches), ranks)
+        return gather_measures(Voices.of(model, config), (inputs(*batch) for batch in batches), ranks)
 
     def samples(harm: Harm | None) -> Samples:
         if pictures:
             change = None if harm is None else Corruptor(harm.name, harm.severity, seed=4)
-            return Samples(validation_pictures(config, **place, change=change))
+            return Samples(validation_samples(config, **place, change=change))
         text = validation_text(config, disturb=None if harm is None else partial(disturb, harm=harm))
         return Samples(text.batches(config, **place), text.characters)
 
     names = ["impulse_noise" if pictures else "swap", "weight_dropout"]
-    harms = [harm for harm in harms_of(names, pictures=pictures) if harm.severity in (1, 5)]
-    found = measure_all(measure, samples, harms, model=model, seed=4, domains={"own again": partial(samples, None)})
+    harms = [harm for harm in harms_of(names, data=config.model.data) if harm.severity in (1, 5)]
+    found = measure_all(measure, samples, harms, models=[model], seed=4, domains={"own again": partial(samples, None)})
     after = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
     assert all(one.equal(other) for one, other in zip(before, after, strict=True))
     assert found.domains["own again"] == found.clean, "the weights are back, and so are the answers"

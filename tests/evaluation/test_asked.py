@@ -9,8 +9,8 @@ import pytest
 
 from nt_pretrain.config.load import load_config, to_yaml
 from nt_pretrain.evaluation.asked import Options, asked_of
+from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.harmed import harms_named
-from nt_pretrain.evaluation.target import config_of, target_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,10 +25,9 @@ def run(tmp_path: Path) -> Path:
 def asked(
     run: Path, overrides: list[str], *, data: str | None = None, samples: int = 0, harms: str | None = None
 ) -> dict[str, Any]:
-    target = target_of(str(run))
-    config = config_of(target, overrides, data=data, samples=samples)
+    chosen = chosen_of(str(run), overrides, data=data, samples=samples)
     options = Options(None, data, 0.2, None, harms=harms, domains=("far",))
-    return asked_of(target, config, options, harms_named(harms, config))
+    return asked_of(chosen, options, harms_named(harms, chosen.config))
 
 
 def test_everything_that_was_asked_for(run: Path) -> None:

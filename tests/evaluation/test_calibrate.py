@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nt_pretrain.eval.temperature import fit_temperatures
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.evaluation.calibrate import MOST, MOST_BYTES, fit, held_out
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.state import fresh_state
@@ -41,7 +42,7 @@ def _fitted(rank: int, world: int, size: int) -> tuple[list[float], int, list[in
     model = fresh_state(config, ranks).model
     held = held_out(0.3, 64, labels=24, heads=3, classes=160)
     told: list[int] = []
-    found = fit(model, config, dealt(rank, world, size), held, ranks, told.append)
+    found = fit(Voices.of(model, config), dealt(rank, world, size), held, ranks, told.append)
     return found.values.tolist(), found.samples, told
 
 
@@ -66,7 +67,7 @@ def _by_hand(rank: int, world: int) -> list[float]:
     model = fresh_state(config, ranks).model
     chosen = held_out(0.3, 8, labels=24, heads=3, classes=160).chosen
     kept = []
-    for words in said(model, config, dealt(0, 1, 8), ranks):
+    for words in said(Voices.of(model, config), dealt(0, 1, 8), ranks):
         mine = chosen[words.samples]
         kept.append((words.logits[:, mine], words.labels[mine]))
     return fit_temperatures(lambda: kept, 3).values.tolist()

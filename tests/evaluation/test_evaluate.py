@@ -10,9 +10,13 @@ import torch
 
 from nt_pretrain.eval.measure import values_of
 from nt_pretrain.evaluation.batches import ValidationSet
+from nt_pretrain.evaluation.chosen import Chosen, Speaker
 from nt_pretrain.evaluation.evaluate import evaluate
 from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.record import record_of, to_text
+from nt_pretrain.evaluation.speakers import voices_of
+from nt_pretrain.evaluation.target import Target
+from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.parallel.shard import local
 from nt_pretrain.train.state import fresh_state
@@ -33,8 +37,10 @@ def _record(rank: int, world: int, share: float, broken: bool, sections: dict[st
     batches = list(dealt(rank, world, 2))
     data = ValidationSet("targets", 160, 24, ["here"], [""], len(batches), lambda: iter(batches))
     told: list[tuple[str, int, int]] = []
+    here = RunDir("run")
+    chosen = Chosen(here, [Speaker("", Target(here, None), config, tuple(range(config.model.heads)))])
     found = evaluate(
-        config, loaded, data, ranks, share=share, foreign=data,
+        chosen, [loaded], voices_of(chosen, [loaded]), data, ranks, share=share, foreign=data,
         progress=lambda *what: told.append(what),
     )  # fmt: skip
     assert {total for _, _, total in told} == {len(batches)}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from nt_pretrain.evaluation.assemble import gathered
 from nt_pretrain.evaluation.load import find, load
 from nt_pretrain.evaluation.target import config_of, target_of
+from nt_pretrain.methods.manifest import Ensemble, write_ensemble
 from nt_pretrain.models.timm_layout import from_timm
 from nt_pretrain.models.vision import VisionModel, build_vision
 from nt_pretrain.parallel.mesh import connect
@@ -85,6 +88,25 @@ def test_what_is_written_computes_what_the_head_computes(trained: Path, tmp_path
     with torch.no_grad():
         found = network.eval().heads["0"](network.trunk_output(pixels(), None), None)
     torch.testing.assert_close(found, expected[1], rtol=0, atol=1e-5)
+
+
+def test_the_head_of_a_member(trained: Path, tmp_path: Path) -> None:
+    chosen = gathered([str(trained)], tmp_path, lambda line: None)
+    members = [replace(chosen.speakers[0].listed, name=name) for name in ("one", "two")]  # type: ignore[type-var]
+    manifest = str(write_ensemble(tmp_path, Ensemble({"name": "together"}, "probability", members)))  # type: ignore[arg-type]
+    alone = export(str(trained), "--head", "1", "--out", str(tmp_path / "alone.pt"))
+    member = export(manifest, "--member", "two", "--head", "1", "--out", str(tmp_path / "member.pt"))
+    counted = export(manifest, "--head", "3", "--out", str(tmp_path / "counted.pt"))
+    for each in (alone, member, counted):
+        assert each.returncode == 0, each.stderr
+    assert f"head 1 of two, {manifest}, step 1" in counted.stdout
+    states = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("alone", "member", "counted")]
+    for state in states[1:]:
+        assert all(state[name].equal(tensor) for name, tensor in states[0].items())
+    unnamed = export(manifest, "--member", "two", "--out", str(tmp_path / "x.pt"))
+    assert unnamed.returncode == 2 and "one of 0 two.head_0, 1 two.head_1 must be named" in unnamed.stderr
+    nobody = export(manifest, "--member", "three", "--out", str(tmp_path / "x.pt"))
+    assert nobody.returncode == 2 and "--member three: there is none; members are one, two" in nobody.stderr
 
 
 def test_what_cannot_be_written_is_told(trained: Path, tmp_path: Path) -> None:

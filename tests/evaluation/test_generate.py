@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from nt_pretrain.data.tokenizer import load_tokenizer
+from nt_pretrain.evaluation.assemble import gathered
+from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.generate import Wanted, prompt_tokens, run
-from nt_pretrain.evaluation.load import find, load
 from nt_pretrain.evaluation.sampling import Sampling, pooled
-from nt_pretrain.evaluation.target import config_of, target_of
+from nt_pretrain.evaluation.speakers import find_all, load_all, voices_of
+from nt_pretrain.methods.manifest import Ensemble, write_ensemble
 from nt_pretrain.models.llama import make_context
 from nt_pretrain.parallel.mesh import connect
 from tests.conftest import Corpus
@@ -50,30 +52,23 @@ def both_rank(
     rank: int, world: int, words: str, head: int | None, average: bool, tokens: int
 ) -> tuple[str, list[str], str]:
     """What is written and told; and the most likely text by whole forward passes of the model that FSDP2 holds."""
-    target = target_of(words)
-    config = config_of(target, [], data=None, samples=0)
-    ranks = connect(config)
+    chosen = chosen_of(words, [], data=None, samples=0)
+    ranks = connect(chosen.config)
     text: list[str] = []
     told: list[str] = []
-    run(
-        target,
-        config,
-        Wanted(PROMPT, tokens, Sampling(temperature=0.0), head, average),
-        ranks,
-        text.append,
-        told.append,
-    )
-    model = load(find(target, config, ranks), config, ranks, average=average).model
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    run(chosen, Wanted(PROMPT, tokens, Sampling(temperature=0.0), head, average), ranks, text.append, told.append)
+    chosen = chosen if head is None else chosen.only(head)
+    voices = voices_of(chosen, load_all(find_all(chosen, ranks), chosen, ranks, average=average))
+    tokenizer = load_tokenizer(chosen.config.data.tokenizer)
     so_far = prompt_tokens(tokenizer, PROMPT)
     for _ in range(tokens):
         inputs = torch.tensor([so_far])
-        context = make_context(config.model, torch.zeros_like(inputs))
-        with torch.no_grad():
-            hidden = model.trunk_output(inputs, context)
-            logits = [
-                each(hidden, context)[0, -1] for number, each in model.heads.items() if head in (None, int(number))
-            ]
+        logits = []
+        for part in voices.parts:
+            context = make_context(part.config.model, torch.zeros_like(inputs))
+            with torch.no_grad():
+                hidden = part.model.trunk_output(inputs, context)
+                logits += [part.model.heads[str(number)](hidden, context)[0, -1] for number in part.heads]
         so_far.append(int(pooled(torch.stack(logits)).argmax()))
         if so_far[-1] == tokenizer.end:
             break
@@ -93,6 +88,18 @@ def test_layers_of_blocks(blocks: Path) -> None:
     text, told, expected = run_ranks(both_rank, 1, str(blocks), None, False, 6, timeout=120)[0]
     assert text == expected + "\n"
     assert "tokens/s" in told[-1]
+
+
+@pytest.mark.parametrize(("head", "who"), [(None, "6 heads"), (4, "blocks, head 1")])
+def test_members_of_an_ensemble_write_together_or_one_alone(
+    masked: Path, blocks: Path, tmp_path: Path, head: int | None, who: str
+) -> None:
+    chosen = gathered([str(masked), str(blocks)], tmp_path, lambda line: None)
+    members = [each.listed for each in chosen.speakers if each.listed]
+    manifest = write_ensemble(tmp_path, Ensemble({"name": "together"}, "probability", members))
+    text, told, expected = run_ranks(both_rank, 1, str(manifest), head, False, 8, timeout=120)[0]
+    assert text == expected + "\n"
+    assert any(f"{manifest}, {who}" in line for line in told)
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import torch
 
 from nt_pretrain.data.picture_sample import picture_sample
 from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.load import find, load
 from nt_pretrain.evaluation.norms import measure_norms_again
 from nt_pretrain.evaluation.run import UNFINISHED, run
@@ -80,7 +81,7 @@ def test_pictures_on_one_rank_and_on_two(trained: Path, tmp_path: Path) -> None:
     ]
     assert found["robustness"]["clean"]["ensemble"]["nll"] == found["members"]["ensemble"]["nll"]
     assert (tmp_path / "1" / "robustness.png").stat().st_size > 5_000
-    assert "corrupted pictures" in alone.stdout and "ECE class ↓" in alone.stdout
+    assert "corrupted inputs" in alone.stdout and "ECE class ↓" in alone.stdout
 
 
 def test_all_values_are_those_of_the_runs_own_validation(trained: Path) -> None:
@@ -114,14 +115,13 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_measured(trained: P
 
 
 def damaged_rank(rank: int, world: int, words: str, out: str, domain: str) -> None:
-    target = target_of(words)
-    config = config_of(target, ["run.threads_per_rank=1"], data=None, samples=0)
+    chosen = chosen_of(words, ["run.threads_per_rank=1"], data=None, samples=0)
     options = Options(Path(out), None, 0.0, None, domains=(domain,))
 
     def tell(line: str) -> None:
         raise AssertionError(line)
 
-    run(target, config, options, connect(config), tell)
+    run(chosen, options, connect(chosen.config), tell)
 
 
 def test_the_main_measures_are_written_before_robustness(trained: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from nt_pretrain.checkpoint.load import load_tensors
 from nt_pretrain.evaluation.asked import Options
+from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.load import find, load
 from nt_pretrain.evaluation.run import run
 from nt_pretrain.evaluation.target import config_of, target_of
@@ -71,11 +72,10 @@ def evaluate_rank(
     rank: int, world: int, words: str, out: str, foreign: str | None, overrides: list[str], harms: str | None = None
 ) -> list[str]:
     """What the command does on ranks that torchrun started; the lines for people."""
-    target = target_of(words)
-    config = config_of(target, overrides, data=None, samples=0)
+    chosen = chosen_of(words, overrides, data=None, samples=0)
     lines: list[str] = []
     options = Options(Path(out), None, 0.2, foreign, harms=harms)
-    run(target, config, options, connect(config), lines.append)
+    run(chosen, options, connect(chosen.config), lines.append)
     return lines
 
 

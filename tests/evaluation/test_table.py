@@ -14,11 +14,14 @@ from nt_pretrain.config.schema import Config, EvalSection, ModelSection
 from nt_pretrain.eval.measure import Measures, values_of
 from nt_pretrain.eval.temperature import fit_temperatures
 from nt_pretrain.evaluation.batches import ValidationSet
+from nt_pretrain.evaluation.chosen import Chosen, Speaker
 from nt_pretrain.evaluation.evaluate import Calibration, Evaluation, Foreign
 from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.record import record_of, to_text
 from nt_pretrain.evaluation.table import render
+from nt_pretrain.evaluation.target import Target
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.observe.rundir import RunDir
 
 
 def made(heads: int = 3, *, broken: bool = False, pictures: bool = True) -> Evaluation:
@@ -44,7 +47,9 @@ def made(heads: int = 3, *, broken: bool = False, pictures: bool = True) -> Eval
     pairs = torch.full((heads, heads), 0.25, dtype=torch.float64)
     overlap = (pairs, pairs / 2) if heads > 1 else None
     calibration = Calibration(temperatures, raw, calibrated)
-    return Evaluation(config, loaded, data, whole, calibration, overlap, foreign, None, ["one thing is left"])
+    here = RunDir("run")
+    chosen = Chosen(here, [Speaker("", Target(here, None), config, tuple(range(heads)))])
+    return Evaluation(chosen, [loaded], data, whole, calibration, overlap, foreign, None, ["one thing is left"])
 
 
 def test_everything_stands_in_the_record() -> None:

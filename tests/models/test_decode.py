@@ -25,6 +25,8 @@ SHAPES = {
     "final norm twice": dict(heads=2, blocks_in_head=1, final_norm_twice=True),
     "grouped queries": dict(heads=2, blocks_in_head=1, kv_heads=2),
     "document mask": dict(heads=1, blocks_in_head=1, document_mask=True),
+    "relu": dict(heads=2, blocks_in_head=1, ffn="relu"),
+    "squared relu": dict(heads=2, blocks_in_head=1, ffn="relu2"),
 }
 
 

@@ -57,18 +57,22 @@ def manifest(folder: Path) -> Ensemble:
 def member(folder: Path, name: str) -> dict[str, Tensor]:
     """Weights (model.NAME) and topology (active.NAME) of a member."""
     found = next(each for each in [*manifest(folder).members, *manifest(folder).others] if each.name == name)
-    checkpoint = RunDir(folder / found.path).checkpoints / f"step_{found.step:08d}"
-    whole = folder / f"{name}.pt"
-    dcp_to_torch_save(checkpoint, whole)
-    tensors: dict[str, Tensor] = torch.load(whole, weights_only=True)
+    return tensors(RunDir(folder / found.path).checkpoints, found.step)
+
+
+def tensors(checkpoints: Path, step: int) -> dict[str, Tensor]:
+    """All tensors of a checkpoint."""
+    whole = checkpoints / "whole.pt"
+    dcp_to_torch_save(checkpoints / f"step_{step:08d}", whole)
+    found: dict[str, Tensor] = torch.load(whole, weights_only=True)
     whole.unlink()
-    return tensors
+    return found
 
 
 def topology(folder: Path, name: str) -> dict[str, Tensor]:
     """Which weights of a member are active, by layer."""
-    tensors = member(folder, name)
-    return {key.removeprefix("active."): x.bool() for key, x in tensors.items() if key.startswith("active.")}
+    found = member(folder, name)
+    return {key.removeprefix("active."): x.bool() for key, x in found.items() if key.startswith("active.")}
 
 
 def assert_same_ensembles(one: Path, other: Path) -> None:

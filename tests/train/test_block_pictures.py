@@ -47,7 +47,7 @@ def pictures(step: int) -> Inputs:
     generator = torch.Generator().manual_seed(step)
     pixels = torch.randint(0, 256, (PICTURES, 3, SIZE, SIZE), generator=generator).to(torch.uint8)
     labels = torch.randint(0, 5, (PICTURES,), generator=generator)
-    return Inputs.of_pictures(pixels.contiguous(memory_format=torch.channels_last), labels)
+    return Inputs.of_labelled(pixels.contiguous(memory_format=torch.channels_last), labels)
 
 
 def one_step(state: TrainState, config: Config, ranks: Ranks, step: int) -> list[float]:

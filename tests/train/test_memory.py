@@ -27,9 +27,11 @@ def memory(found: Config, *, world_size: int = 1, accumulation: int = 1) -> Memo
     return estimate(found, shapes, budgets, mesh_sizes(found, world_size), accumulation=accumulation)
 
 
-@pytest.mark.parametrize("kv_heads", [None, 2])
-def test_activations_are_what_a_block_saves(kv_heads: int | None) -> None:
-    model = config(model={"hidden": 256, "intermediate": 688, "attention_heads": 8, "kv_heads": kv_heads}).model
+@pytest.mark.parametrize(("kv_heads", "ffn"), [(None, "swiglu"), (2, "swiglu"), (None, "relu"), (None, "relu2")])
+def test_activations_are_what_a_block_saves(kv_heads: int | None, ffn: str) -> None:
+    model = config(
+        model={"hidden": 256, "intermediate": 688, "attention_heads": 8, "kv_heads": kv_heads, "ffn": ffn}
+    ).model
     block, (sequences, length) = Block(model), (2, 128)
     context = make_context(model, torch.zeros(sequences, length, dtype=torch.long))
     not_counted = {tensor.data_ptr() for tensor in (*block.parameters(), context.cos, context.sin)}

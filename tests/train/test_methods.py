@@ -14,6 +14,7 @@ from tests.train.method_runs import (
     assert_same_ensembles,
     manifest,
     member,
+    tensors,
     topology,
     train,
     train_with_a_kill,
@@ -100,6 +101,28 @@ def test_children_of_one_parent_are_complements_and_disjoint_parts(corpus: Corpu
         assert max(counts) - min(counts) <= 1
     parents = {each.made["parent_sha256"] for each in manifest(tmp_path / "parts").members}
     assert parents == {each.sha256 for each in manifest(run).others}
+
+
+@pytest.mark.parametrize("form", ["temperature", "random"])
+def test_annealed_masks_reach_the_target_exactly(corpus: Corpus, tmp_path: Path, form: str) -> None:
+    options = ["method.name=subnetworks", "method.members=2", "method.parent_share=0.2", "method.tune_share=0.5"]
+    options += [f"method.annealing={form}", "method.annealing_share=0.75", "checkpoint.keep=99", "train.ema_decay=0.5"]
+    # The parent has 5 steps; child_0 has 12, of which 9 are annealed, and is killed amid them.
+    run = both(corpus, tmp_path, options, kill_after=10)
+    resumed = next(line for line in read_lines(RunDir(tmp_path / "killed").events) if line["kind"] == "resume")
+    assert 5 < resumed["step"] < 14
+    outside = {step: _outside(tensors(RunDir(run).checkpoints, step)) for step in (9, 12, 15)}
+    assert outside[9] > 0 and outside[12] > 0 and outside[15] == 0, "the annealing ended after step 14"
+    first, second = (topology(run, name) for name in names(run))
+    assert all(torch.equal(first[name], ~second[name]) for name in first)
+    assert _outside(member(run, "child_0")) == _outside(member(run, "child_1")) == 0
+
+
+def _outside(tensors: dict[str, torch.Tensor]) -> int:
+    """Numbers that are not 0, of weights outside of the topology, their moments and averages."""
+    flags = {key.removeprefix("active."): x.bool() for key, x in tensors.items() if key.startswith("active.")}
+    held = [(x, flags[key.split(".", 1)[1]]) for key, x in tensors.items() if key.split(".", 1)[1] in flags]
+    return sum(int(x[~active].count_nonzero()) for x, active in held if x.is_floating_point())
 
 
 def test_magnitude_children_keep_the_largest_weights_of_the_parent(corpus: Corpus, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def step_rank(rank: int, world: int) -> None:
     pixels = torch.randint(0, 256, (8, 3, 224, 224), generator=generator).to(torch.uint8)
     labels = torch.randint(0, 1000, (8,), generator=generator)
     before = {name: shard.detach().clone() for name, shard in state.optimizer.shards.items()}
-    batch = Inputs.of_pictures(pixels.contiguous(memory_format=torch.channels_last), labels)
+    batch = Inputs.of_labelled(pixels.contiguous(memory_format=torch.channels_last), labels)
     losses = accumulate_gradients(state.model, config, batch, ranks)
     # The classifiers start near zero, so nothing is more likely than anything else.
     assert losses.targets == 8

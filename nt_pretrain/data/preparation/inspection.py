@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.files import whole_file
-from nt_pretrain.data.image_shards import labels_of
 from nt_pretrain.data.images import ImageError, pixels, size_of
+from nt_pretrain.data.labelled_shards import labels_of
 from nt_pretrain.data.manifest import Manifest, read_manifest
 from nt_pretrain.data.preparation.histogram import histogram
 from nt_pretrain.data.shards import Shard

@@ -17,8 +17,8 @@ from pathlib import Path
 from nt_pretrain import __version__
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.data.files import resumed_folder, whole_file
-from nt_pretrain.data.image_shards import Sample, key_of_picture, write_image_shard
 from nt_pretrain.data.images import ImageError, check, extension_of
+from nt_pretrain.data.labelled_shards import Sample, key_of_picture, write_labelled_shard
 from nt_pretrain.data.manifest import FILE, Manifest, ShardEntry, Source, file_sha256, read_manifest
 from nt_pretrain.data.preparation.documents import Problems
 from nt_pretrain.data.preparation.image_plan import ImageRecipe, Plan, ShardPlan, plan_shards, read_class_names
@@ -164,7 +164,7 @@ def write_planned(folder: Path, plan: ShardPlan, name: str) -> None:
     left_out: list[list[str]] = []
     sha256: list[str] = []
     path = _shard_path(folder, plan, name)
-    written = write_image_shard(path, _samples(plan, left_out, sha256))
+    written = write_labelled_shard(path, _samples(plan, left_out, sha256))
     if not written:
         path.unlink()
         raise DataError(

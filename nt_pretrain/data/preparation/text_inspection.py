@@ -94,8 +94,8 @@ def inspect_text(folder: Path, tokenizer: Tokenizer | None) -> TextInspection:
         DataError: it is not there, is damaged, holds pictures, or tokens of another tokenizer.
     """
     manifest = read_manifest(folder)
-    if manifest.format == "images":
-        raise DataError(f"{folder} holds pictures, not text")
+    if manifest.kind != "text":
+        raise DataError(f"{folder} holds {manifest.kind}, not text")
     if manifest.format == "tokens" and tokenizer is not None and manifest.tokenizer != tokenizer.sha256:
         raise DataError(f"{folder} holds tokens of another tokenizer (sha256 {manifest.tokenizer[:16]}...)")
     places = np.unique(np.linspace(0, manifest.documents - 1, min(SAMPLE, manifest.documents)).astype(np.int64))

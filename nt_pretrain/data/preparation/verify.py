@@ -23,7 +23,7 @@ def verify(corpus: Path, progress: Progress) -> list[str]:
     total, done = sum(_bytes(manifest) for manifest in manifests.values()), 0
     wrong: list[str] = []
     for split, manifest in manifests.items():
-        what = "picture" if manifest.format == "images" else "document"
+        what = {"text": "document", "pictures": "picture", "rows": "row"}[manifest.kind]
         for entry in manifest.shards:
             progress(f"checking {entry.name} (bytes)", done, total)
             wrong += _problems(corpus / split / entry.name, entry, what)

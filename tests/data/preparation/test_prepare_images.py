@@ -14,7 +14,7 @@ import webdataset
 
 from nt_pretrain.data.corpus import Split
 from nt_pretrain.data.errors import DataError
-from nt_pretrain.data.image_shards import key_of_picture, labels_of
+from nt_pretrain.data.labelled_shards import key_of_picture, labels_of
 from nt_pretrain.data.manifest import read_manifest
 from nt_pretrain.data.preparation import prepare_images as module
 from nt_pretrain.data.preparation.documents import Problems

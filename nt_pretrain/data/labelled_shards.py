@@ -1,8 +1,8 @@
-"""Tar shards of labelled pictures with an index beside them: written reproducibly, read at any picture.
+"""Tar shards of labelled pictures or rows with an index beside them: written reproducibly, read at any sample.
 
 A shard is a plain WebDataset tar: of each sample ``KEY.jpg`` (or png, webp: what the bytes are, not what their file was
-called), the bytes as they came, and ``KEY.cls``, the label as ASCII digits. The index holds offset, size, CRC-32 and
-label of every picture, so a sample is one positioned read.
+called), the bytes as they came, or ``KEY.npy``, and ``KEY.cls``, the label as ASCII digits. The index holds offset,
+size, CRC-32 and label of every sample, so each is one positioned read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ KEY_CHARACTERS = 64
 class Sample(NamedTuple):
     key: str
     content: bytes
-    extension: Extension
+    extension: Extension | Literal["npy"]
     label: int
 
 
@@ -41,7 +41,7 @@ def key_of_picture(place: int, name: str) -> str:
     return f"{place:07d}-{re.sub(r'[^A-Za-z0-9_-]', '_', stem)[:KEY_CHARACTERS]}"
 
 
-def write_image_shard(path: Path, samples: Iterable[Sample]) -> int:
+def write_labelled_shard(path: Path, samples: Iterable[Sample]) -> int:
     """Write tar ``path`` and its index; each appears complete or not at all, the tar last. Returns the number.
 
     The bytes depend on the samples alone, of which one is held at a time.
@@ -61,7 +61,7 @@ def write_image_shard(path: Path, samples: Iterable[Sample]) -> int:
 
 
 def labels_of(shard: Shard) -> np.ndarray:
-    """Labels (uint32) of a shard's pictures in their order."""
+    """Labels (uint32) of a shard's samples in their order."""
     found: np.ndarray = shard.index["label"]
     return found
 

@@ -1,0 +1,1 @@
+"""What differs inside the members of an ensemble: numbers, pictures and coloured text."""

@@ -1,0 +1,82 @@
+"""Runs a step with the masks that an annealing has drawn, and settles what is left when it is over.
+
+While an annealing goes on weights outside of the target keep their values. A step computes with those drawn; only they
+have a gradient. One draw holds for all micro-batches of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from nt_pretrain.methods.phase import Phase
+from nt_pretrain.parallel.shard import reshard
+from nt_pretrain.sparsity.topology import mask_
+from nt_pretrain.train.state import TrainState
+
+Flags = dict[str, Tensor]
+"""Which weights held here exist, by layer."""
+
+
+def goes_on(phase: Phase, step: int) -> bool:
+    """Whether masks are drawn at ``step`` of the phase, counted from 1."""
+    return phase.annealing is not None and step <= phase.annealing.steps
+
+
+@contextmanager
+def drawn_masks(state: TrainState, phase: Phase, step: int) -> Iterator[Flags | None]:
+    """Inside, the network consists of the weights drawn for ``step``; outside, of all as they are trained.
+
+    Yields:
+        Which these are; None where no annealing goes on.
+    """
+    if not goes_on(phase, step):
+        yield None
+        return
+    assert phase.annealing is not None
+    flags = {layer.name: layer.elements(phase.annealing.drawn(layer, step)) for layer in state.layers}
+    with _only(state, flags):
+        yield flags
+
+
+@contextmanager
+def target_only(state: TrainState, phase: Phase, step: int) -> Iterator[None]:
+    """Inside, after ``step``, the network is what it would be were the annealing over: for validation."""
+    if not goes_on(phase, step + 1) or phase.annealing is None:
+        yield
+        return
+    reshard(state.model)
+    with _only(state, {layer.name: layer.elements(layer.active) for layer in state.layers}):
+        yield
+        reshard(state.model)
+
+
+def settle(state: TrainState, phase: Phase, step: int) -> None:
+    """After the last ``step`` of an annealing: what lies outside of the target is gone, weights, moments, averages."""
+    if phase.annealing is None or step != phase.annealing.steps:
+        return
+    state.forget_inactive_moments()
+    with torch.no_grad():
+        for layer in state.layers:
+            flags = layer.elements(layer.active)
+            mask_(state.optimizer.shards[layer.name], flags)
+            if state.average is not None:
+                mask_(state.average.values[layer.name], flags)
+
+
+@contextmanager
+def _only(state: TrainState, flags: Flags) -> Iterator[None]:
+    shards = {name: state.optimizer.shards[name] for name in flags}
+    with torch.no_grad():
+        before = {name: shard.clone() for name, shard in shards.items()}
+        for name, shard in shards.items():
+            mask_(shard, flags[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, shard in shards.items():
+                shard.copy_(before[name])
