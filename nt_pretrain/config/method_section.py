@@ -42,8 +42,8 @@ class MethodSection(Section):
     start: Inside = Field(0.8, description="fge: share of train.steps before the short cycles begin.")
     parent: str = Field(
         "",
-        description="prune_and_tune, subnetworks, lora_ensemble: run or checkpoint whose children are tuned; default: a "
-        "parent is trained first.",
+        description="prune_and_tune, subnetworks, lora_ensemble: run or checkpoint whose children are tuned; default: "
+        "a parent is trained first.",
     )
     parent_share: Inside = Field(
         0.7,

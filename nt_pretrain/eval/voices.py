@@ -57,7 +57,7 @@ class Voices:
     @staticmethod
     def of(model: MultiHead, config: Config) -> Voices:
         """All heads of one model: ``head_0``, ``head_1``, ..."""
-        return Voices((Part(model, config, tuple(range(config.model.voices))),), head_names(config.model.heads))
+        return Voices((Part(model, config, tuple(range(config.model.voices))),), head_names(config.model.voices))
 
     @property
     def count(self) -> int:

@@ -28,6 +28,7 @@ from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
 from nt_pretrain.train.dropout import StepDropout
+from nt_pretrain.train.many_inputs import Orders
 from nt_pretrain.train.optim import Optimizer
 
 
@@ -81,6 +82,7 @@ def accumulate_gradients(
     ranks: Ranks,
     scores: GrowthScores | None = None,
     drop: StepDropout | None = None,
+    orders: Orders | None = None,
 ) -> Losses:
     """Gradients of the global mean loss over targets from this rank's samples, reduced over all ranks.
 
@@ -90,6 +92,7 @@ def accumulate_gradients(
     Args:
         scores: what listens to the gradients of blocks that do not exist, in a step that grows some.
         drop: units that are dropped, if any are.
+        orders: of a network that sees several samples at a time, in which order each member sees them.
     """
     batch = batch.to(ranks.device)
     count = (batch.targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
@@ -98,6 +101,8 @@ def accumulate_gradients(
     scale = ranks.sizes.replicate * ranks.sizes.shard / max(1, int(count))
     if config.train.head_loss == "mean":
         scale /= config.model.voices
+    if orders is not None:
+        scale /= orders.repeats
     size = config.train.micro_batch
     sums = torch.zeros(config.model.voices, dtype=torch.float64, device=ranks.device)
     for first in range(0, batch.samples, size):
@@ -106,11 +111,13 @@ def accumulate_gradients(
         if scores is not None:
             scores.last = last
         part = batch.part(first, size)
+        if orders is not None:
+            part = orders.mixed(part, first)
         with drop.of(model, first, part.samples, ranks) if drop is not None else nullcontext():
             sums += micro_batch_backward(model, config, part, scale, ranks.head_group)
     if config.parallel.batch_norm == "rank" and config.model.sees_pictures:
         _average_statistics(model, ranks)
-    sums = sums.cpu() * ranks.counts
+    sums = sums.cpu() * ranks.counts / (orders.repeats if orders is not None else 1)
     reduce_over(sums, ranks.control)
     return Losses(sums, int(count))
 
