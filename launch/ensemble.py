@@ -106,7 +106,8 @@ def _write(out: Path, chosen: Chosen, method: dict[str, Any], asked: argparse.Na
     members = [each.listed for each in chosen.speakers if each.listed is not None]
     out.mkdir(parents=True, exist_ok=True)
     path = write_ensemble(out, Ensemble(method, asked.combiner, members))
-    _tell(f"{path}: {len(members)} members, {len(chosen.voices)} heads")
+    counts = ((len(members), "member"), (len(chosen.voices), "head"))
+    _tell(f"{path}: " + ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts))
     for each in members:
         _tell(f"  {each.name:<24} {each.path}, step {each.step:,}")
     _tell(f"next: python launch/evaluate.py {path}")

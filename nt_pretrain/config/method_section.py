@@ -21,7 +21,9 @@ class MethodSection(Section):
         "none", description="The method; none: the sections model and sparsity as they stand, in one phase."
     )
     members: Positive | None = Field(
-        None, description="Members of the ensemble; default: model.heads, or 3 where that is 1. Not for one model."
+        None,
+        description="Members of the ensemble; default: model.heads, or 3 where that is 1. Of no effect on "
+        "single models.",
     )
     joint: bool = Field(
         False, description="deep_ensemble: all members in one network, on the same batches, not one after the other."

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.section import Density, Fraction, Inside, NonNegative, Positive, Section
 
@@ -60,7 +61,7 @@ class ModelSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="Chance of every hidden unit (of feed-forward layers, attention heads, channels inside of residual "
-        "blocks) to be dropped for a sample, in training.",
+        "blocks, hidden layers of an mlp) to be dropped for a sample, in training.",
     )
     vocab_size: Positive = Field(32000, description="Text: tokens of the tokenizer; must equal the tokenizer's size.")
     hidden: Positive = Field(768, description="Text: width of the residual stream.")
@@ -424,6 +425,7 @@ class Config(Section):
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     observe: ObserveSection = Field(default_factory=ObserveSection)
+    compare: CompareSection = Field(default_factory=CompareSection)
 
     @property
     def total_steps(self) -> int:

@@ -59,7 +59,7 @@ def write_report(wanted: Wanted, curves: Path | None, progress: Progress, tell: 
     ensemble = _ensemble(wanted.path)
     parts: list[Part] = [
         ("run", "run", section_run.facts(rundir, ensemble)),
-        ("numbers", "validation", section_run.numbers(rundir)),
+        ("numbers", "validation", section_run.numbers(rundir, ensemble)),
         ("curves", "curves", section_run.curves(curves)),
         ("evaluation", "evaluation", section_run.evaluation(rundir)),
     ]

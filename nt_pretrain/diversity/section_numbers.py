@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nt_pretrain.diversity.activations import spaced
 from nt_pretrain.diversity.inside import BlockCompared, Inside
 from nt_pretrain.diversity.markup import cell, element, hint, number, paragraph, section, shade, table, text
 from nt_pretrain.diversity.topology import LayerOverlap, layer_overlaps, pair_mean
 from nt_pretrain.diversity.voice import Voice
 
+GRIDS = 6
+"""Blocks whose pairs are shown one by one, evenly spaced over all."""
 LAYERS = 40
 """Sparse layers that the table lists one by one; the rest is counted."""
 
@@ -40,7 +43,8 @@ def likeness(voices: list[Voice], inside: Inside) -> str:
                 "its CKA near 1. The hidden units of the feed-forward layer show what is a voice's own."
             )
         )
-    grids = "".join(_figure(block, names) for block in inside.blocks)
+    shown = [inside.blocks[at] for at in spaced(len(inside.blocks), GRIDS).tolist()]
+    grids = "".join(_figure(block, names) for block in shown)
     return section("inside", "Representations", lead, *parts, element("div", grids), _matched(names, inside))
 
 
@@ -50,13 +54,13 @@ def overlaps(voices: list[Voice]) -> str:
     if not layers:
         return ""
     lead = hint(
-        "Share of the units active in either of two voices that are active in both (Jaccard index, mean over pairs), "
-        "beside what random topologies of the same density have. Equal numbers: training has moved topologies without "
-        "regard to one another; above: they have found the same places."
+        "Share of the units active in either of two voices that are active in both (Jaccard index): mean over pairs, "
+        "the pairs with the least and the most, and what random topologies of the same density have. Equal numbers: "
+        "training has moved topologies without regard to one another; above: they have found the same places."
     )
     rows = [_overlap_row(layer) for layer in layers[:LAYERS]]
     more = [paragraph(f"and {len(layers) - LAYERS} layers more")] if len(layers) > LAYERS else []
-    head = ("layer", "units", "density", "Jaccard", "of random ones", "ratio")
+    head = ("layer", "units", "density", "Jaccard", "of pairs", "of random ones", "ratio")
     return section("topology", "Topologies", lead, table(head, rows), *more)
 
 
@@ -102,12 +106,14 @@ def _matched(names: list[str], inside: Inside) -> str:
 
 
 def _overlap_row(layer: LayerOverlap) -> list[str]:
-    ratio = layer.jaccard / layer.expected if layer.expected else float("nan")
+    mean, least, most = layer.jaccard
+    ratio = mean / layer.expected if layer.expected else float("nan")
     return [
         cell(text(layer.name), header=True),
         cell(f"{layer.units:,}", number=True),
         cell(f"{layer.density:.1%}", number=True),
-        _shaded(layer.jaccard),
+        _shaded(mean),
+        cell(f"{number(least)} – {number(most)}", number=True),
         _shaded(layer.expected),
         cell(number(ratio, 2), number=True),
     ]

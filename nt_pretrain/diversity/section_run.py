@@ -48,7 +48,7 @@ def facts(rundir: RunDir, ensemble: Ensemble | None) -> str:
     return section("run", "The run", whole, "" if ensemble is None else _members_made(ensemble))
 
 
-def numbers(rundir: RunDir) -> str:
+def numbers(rundir: RunDir, ensemble: Ensemble | None) -> str:
     """Validation readings of every head and the ensemble, newest; "" where there are none."""
     rows = read_lines(rundir.metrics)
     names = [f"head_{head}" for head in suffixes(rows, "validation/loss_head_")]
@@ -65,7 +65,10 @@ def numbers(rundir: RunDir) -> str:
         lines.append(line + [cell(number(values[at], READINGS[at][2]), number=True) for at in kept])
     unigram = last(rows, "validation/unigram_perplexity")
     more = [hint(f"Word frequencies alone have a perplexity of {unigram:,.2f}.")] if unigram is not None else []
-    lead = hint("The last validation of training. An ensemble is worth its cost where it beats the mean head.")
+    words = "The last validation of training. An ensemble is worth its cost where it beats the mean head."
+    if ensemble is not None and len(ensemble.members) > 1:
+        words = "The last validation of training, of the network trained last, not of the ensemble of all members."
+    lead = hint(words)
     whole = table(("", *(READINGS[at][1] for at in kept)), lines)
     return section("numbers", "Validation while it trained", lead, whole, *more)
 

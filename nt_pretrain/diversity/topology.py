@@ -18,21 +18,22 @@ class LayerOverlap:
     Attributes:
         units: of the layer in one voice.
         density: mean over the voices.
-        jaccard: mean Jaccard index over pairs of voices.
+        jaccard: mean Jaccard index over pairs of voices, and that of the pairs with the least and the most.
         expected: that of random masks of the same densities.
     """
 
     name: str
     units: int
     density: float
-    jaccard: float
+    jaccard: tuple[float, float, float]
     expected: float
 
 
 def layer_overlaps(voices: list[Voice]) -> list[LayerOverlap]:
-    """Of the sparse layers that all voices have, alike in size. Layers that two voices share, and those with all their
-    units, are left out.
+    """Of the sparse layers that all voices with any have, alike in size. Layers that two voices share, and those with
+    all their units, are left out.
     """
+    voices = [voice for voice in voices if voice.masks]
     found: list[LayerOverlap] = []
     if len(voices) < 2:
         return found
@@ -50,7 +51,7 @@ def layer_overlaps(voices: list[Voice]) -> list[LayerOverlap]:
                 name,
                 first.numel(),
                 float(counts.diagonal().double().mean()) / first.numel(),
-                pair_mean(jaccard),
+                (pair_mean(jaccard), float(_pairs(jaccard).min()), float(_pairs(jaccard).max())),
                 pair_mean(expected),
             )
         )
@@ -59,5 +60,8 @@ def layer_overlaps(voices: list[Voice]) -> list[LayerOverlap]:
 
 def pair_mean(matrix: Tensor) -> float:
     """Mean of a matrix [V, V] off its diagonal; nan for one voice."""
-    apart = ~torch.eye(len(matrix), dtype=torch.bool)
-    return float(matrix[apart].mean())
+    return float(_pairs(matrix).mean())
+
+
+def _pairs(matrix: Tensor) -> Tensor:
+    return matrix[~torch.eye(len(matrix), dtype=torch.bool)]

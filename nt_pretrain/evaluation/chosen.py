@@ -21,6 +21,7 @@ from nt_pretrain.observe.rundir import RunDir
 INPUTS = {
     "tokens": (("model", "vocab_size"), ("data", "sequence_length"), ("data", "packing")),
     "pictures": (("model", "classes"), ("data", "picture_size"), ("data", "picture_shorter")),
+    "rows": (("model", "classes"), ("model", "features")),
 }
 """Options in which members must agree, since all see the same inputs and choose between the same classes."""
 WHERE = ("path", "sources")
@@ -173,7 +174,7 @@ def misfits(speakers: Sequence[Speaker], where: Path | str, *, data_named: bool)
                 f"{kinds[1]}"
             )
             continue
-        options = [*INPUTS.get(kinds[0], ()), *([] if data_named else [("data", key) for key in WHERE])]
+        options = [*INPUTS[kinds[0]], *([] if data_named else [("data", key) for key in WHERE])]
         for section, key in options:
             values = [getattr(getattr(config, section), key) for config in (one, two)]
             if values[0] != values[1]:
@@ -232,7 +233,7 @@ def _speaker(path: Path, member: Member, overrides: Sequence[str], data: str | N
 
 
 def _tokenizer(speaker: Speaker) -> str:
-    """Hash of the tokenizer that a member was trained with; "" for pictures."""
+    """Hash of the tokenizer that a member was trained with; "" where there is none."""
     assert speaker.target.checkpoint is not None
     return str(read_manifest(speaker.target.checkpoint).identity.get("tokenizer", ""))
 

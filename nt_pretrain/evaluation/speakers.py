@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.load import Found
@@ -12,8 +12,6 @@ from nt_pretrain.evaluation.chosen import Chosen, Speaker
 from nt_pretrain.evaluation.load import Loaded, find, load
 from nt_pretrain.parallel.mesh import Ranks
 
-Value = TypeVar("Value")
-
 
 def find_all(chosen: Chosen, ranks: Ranks) -> list[Found]:
     """The checkpoint of every speaker, its files checked; nothing is loaded. Collective.
@@ -21,7 +19,11 @@ def find_all(chosen: Chosen, ranks: Ranks) -> list[Found]:
     Raises:
         CheckpointError, DataError: as :func:`nt_pretrain.evaluation.load.find`; it names the member.
     """
-    return [_named(each, lambda each=each: find(each.target, each.config, ranks)) for each in chosen.speakers]  # type: ignore[misc]
+    found = []
+    for each in chosen.speakers:
+        with _naming(each):
+            found.append(find(each.target, each.config, ranks))
+    return found
 
 
 def load_all(found: Sequence[Found], chosen: Chosen, ranks: Ranks, *, average: bool = False) -> list[Loaded]:
@@ -30,10 +32,11 @@ def load_all(found: Sequence[Found], chosen: Chosen, ranks: Ranks, *, average: b
     Raises:
         CheckpointError: as :func:`nt_pretrain.evaluation.load.load`; it names the member.
     """
-    return [
-        _named(each, lambda each=each, one=one: load(one, each.config, ranks, average=average))  # type: ignore[misc]
-        for each, one in zip(chosen.speakers, found, strict=True)
-    ]
+    loaded = []
+    for each, one in zip(chosen.speakers, found, strict=True):
+        with _naming(each):
+            loaded.append(load(one, each.config, ranks, average=average))
+    return loaded
 
 
 def voices_of(chosen: Chosen, loaded: Sequence[Loaded]) -> Voices:
@@ -42,8 +45,10 @@ def voices_of(chosen: Chosen, loaded: Sequence[Loaded]) -> Voices:
     return Voices(tuple(parts), tuple(chosen.voices))
 
 
-def _named(speaker: Speaker, action: Callable[[], Value]) -> Value:
+@contextmanager
+def _naming(speaker: Speaker) -> Iterator[None]:
+    """What is wrong with a checkpoint is told with the member's name."""
     try:
-        return action()
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"member {speaker.name}: {error}" if speaker.name else str(error)) from None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nt_pretrain.checkpoint.errors import CheckpointError
-from nt_pretrain.checkpoint.folders import step_of
-from nt_pretrain.checkpoint.manifest import MANIFEST
+from nt_pretrain.checkpoint.folders import candidates, step_of
+from nt_pretrain.checkpoint.manifest import MANIFEST, STATE
 from nt_pretrain.config.checks import problems
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import load_config
+from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.calendar import calendar_of
 from nt_pretrain.observe.rundir import RunDir
@@ -74,8 +77,7 @@ def config_of(target: Target, overrides: Sequence[str], *, data: str | None, sam
     config = load_config(target.rundir.config, list(overrides))
     if wrong := problems(config):
         raise ConfigErrors(wrong)
-    # The network is that which the method has made of the section model, in its last phase.
-    config = calendar_of(config).phases[-1].config
+    config = _of_phase(target, config)
     parallel = dict.fromkeys(MESH, 1) | {
         "shard": 0, "compile": False, "prefetch": 0, "activation_checkpoint": "none", "reshard_after_forward": True,
         "batch_norm": "rank",
@@ -86,6 +88,25 @@ def config_of(target: Target, overrides: Sequence[str], *, data: str | None, sam
     }
     config = config.model_copy(update=sections)
     return config if data is None else of_other_data(config, data)
+
+
+def _of_phase(target: Target, config: Config) -> Config:
+    """What held in the phase of the run's method that the checkpoint lies in: another model, perhaps."""
+    calendar = calendar_of(config)
+    newest = candidates(target.rundir.checkpoints)[:1] if target.checkpoint is None else [target.checkpoint]
+    begun = len(_state(newest[0]).get("begun", [])) if newest else 0
+    # What does not belong to this method any more is told when the checkpoint is read.
+    phase = calendar.phases[min(max(begun, 1), len(calendar.phases)) - 1]
+    return phase.config.model_copy(update={"method": MethodSection()})
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """Of a checkpoint whose files are not checked yet; empty where it cannot be read, which is told later."""
+    try:
+        state = json.loads((checkpoint / STATE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def of_other_data(config: Config, path: str) -> Config:

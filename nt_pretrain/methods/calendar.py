@@ -18,7 +18,6 @@ ENSEMBLES = (
 CHILDREN = ("prune_and_tune", "subnetworks")
 TUNED = (*CHILDREN, "lora_ensemble")
 READ_BY: dict[str, tuple[str, ...]] = {
-    "members": ENSEMBLES,
     "joint": ("deep_ensemble",),
     "explore": ("edst",),
     "escape_rate": ("edst",),
@@ -37,7 +36,8 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "annealing_share": CHILDREN,
     "child_density": CHILDREN,
 }
-"""Which methods read an option of the section method; tests/methods checks that none is missing."""
+"""Which methods read an option of the section method; all may be told the number of members, so that one configuration
+serves an ensemble and the single model it is compared with. tests/methods checks that no option is missing."""
 SPARSE = ("neurotrails", "set", "rigl", "static", "dst_ensemble", "edst")
 
 

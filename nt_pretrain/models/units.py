@@ -6,6 +6,7 @@ a residual sum, or behind a norm of one, has no weights of its own whose removal
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.models.llama import ReluFeedForward
+from nt_pretrain.models.mlp import MlpHead, MlpTrunk
 from nt_pretrain.models.network import build
 from nt_pretrain.models.resnet import BasicBlock, Bottleneck, Stem
 from nt_pretrain.models.wide_resnet import WideBlock
@@ -25,7 +27,8 @@ class ReluUnits:
     Attributes:
         site: path of the module whose output, where it is positive, is the units' activity: ReLU follows at once.
         incoming: name of the weight of which row i leads to unit i.
-        outgoing: name of the weight of which column i leads from unit i; empty where the units go to several layers.
+        outgoing: name of the weight of which column i leads from unit i; empty where they go to
+            several layers or to another module.
         count: of units.
         axis: of the site's output, along which the units lie.
     """
@@ -58,6 +61,11 @@ def _inside(module: nn.Module) -> list[tuple[str, str, str]]:
     """Site, incoming and outgoing layer of the units of one module, by the names of its parts."""
     if isinstance(module, ReluFeedForward):
         return [("up", "up", "down")]
+    if isinstance(module, MlpTrunk | MlpHead):
+        layers = [f"blocks.{number}.linear" for number in range(len(module.blocks))]
+        # The trunk's last units go to all heads.
+        last = "output" if isinstance(module, MlpHead) else ""
+        return [(layer, layer, after) for layer, after in itertools.pairwise([*layers, last])]
     if isinstance(module, Stem):
         return [("norm", "conv", "")]
     if isinstance(module, BasicBlock):

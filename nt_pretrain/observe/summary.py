@@ -57,7 +57,7 @@ def title(rundir: RunDir) -> str:
 
 
 def results(rundir: RunDir) -> list[str]:
-    """Validation perplexities against the unigram level, and what the run took."""
+    """Validation perplexities against the unigram level, or accuracies, and what the run took."""
     rows = read_lines(rundir.metrics)
     lines = _perplexities(rows)
     hours = last(rows, "time/hours")
@@ -76,6 +76,8 @@ def _perplexities(rows: list[Row]) -> list[str]:
     steps, _ = series(rows, "validation/loss_head_0")
     if not steps:
         return ["no validation yet"]
+    if not suffixes(rows, "validation/perplexity_head_"):
+        return _accuracies(rows, steps[-1])
     lines = [f"validation perplexity at step {steps[-1]:,} (lower is better)"]
     unigram = last(rows, "validation/unigram_perplexity")
     if unigram is not None:
@@ -86,6 +88,17 @@ def _perplexities(rows: list[Row]) -> list[str]:
     if ensemble is not None:
         lines.append(f"  ensemble  {ensemble:10,.2f}")
     return lines
+
+
+def _accuracies(rows: list[Row], step: int) -> list[str]:
+    """Of pictures and rows."""
+    found = [f"validation at step {step:,}: accuracy, loss"]
+    names = [f"head_{head}" for head in suffixes(rows, "validation/accuracy_head_")]
+    for name in [*names, *(["ensemble"] if len(names) > 1 else [])]:
+        accuracy, loss = (last(rows, f"validation/{kind}_{name}") for kind in ("accuracy", "loss"))
+        if accuracy is not None and loss is not None:
+            found.append(f"  {name.replace('_', ' '):<9} {accuracy:7.2%} {loss:8.3f}")
+    return found
 
 
 def next_commands(rundir: RunDir) -> list[str]:

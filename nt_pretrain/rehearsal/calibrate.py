@@ -79,7 +79,8 @@ def calibrate(config: Config, capabilities: list[Capability], seconds: float, pr
     matrices = matrices_of(config)
     device = torch.device("cuda" if wants_cuda(config) and torch.cuda.is_available() else "cpu")
     runs = {each.name for each in capabilities if each.runs}
-    dtype, tokens = TYPES[config.train.precision], config.train.micro_batch * config.data.sequence_length
+    length = 1 if config.model.classifies else config.data.sequence_length
+    dtype, tokens = TYPES[config.train.precision], config.train.micro_batch * length
     end = time.monotonic() + seconds
     with _clock(device) as (clock, how):
         timed = []

@@ -120,6 +120,9 @@ def forecast(config: Config, rehearsal: Rehearsal, machine: Machine, assumed: As
 def _recomputed(config: Config, plan: Plan) -> float:
     """Operations that recomputation adds, as a share of those of a step: a forward pass is a third of it."""
 
+    if config.model.classifies:  # hardly anything lies outside of the blocks
+        return 1 / 3 if config.parallel.activation_checkpoint == "full" else 0.0
+
     def weights(count: Count) -> int:
         return count.active if plan.executes_active else count.total
 

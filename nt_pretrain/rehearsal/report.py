@@ -51,8 +51,8 @@ def in_full(rehearsal: Rehearsal, forecast: Forecast, machine: Machine) -> str:
         ("topology updates, on average", f"{_time(forecast.update_share)} ({share:.2%})"),
         ("copies for checkpoints, on average", _time(forecast.save_share)),
         ("step", _time(forecast.step)),
-        ("tokens per second", f"{forecast.tokens_per_step / forecast.step:,.0f}"),
-        ("tokens per day", f"{forecast.tokens_per_day / 1e9:,.2f} billion"),
+        (f"{plan.samples} per second", f"{forecast.tokens_per_step / forecast.step:,.0f}"),
+        (f"{plan.samples} per day", f"{forecast.tokens_per_day / 1e9:,.2f} billion"),
         (_mfu(plan), f"{forecast.mfu:.1%}"),
         ("whole run", f"{plan.total_steps * forecast.step / 3600:,.1f} hours"),
     ]
@@ -85,7 +85,7 @@ def growth(found: list[tuple[Rehearsal, Forecast]], machine: Machine) -> str:
             "communication that nothing hides": _time(forecast.exposed),
             "topology updates, share": f"{forecast.update_share / forecast.step:.2%}",
             "step": _time(forecast.step),
-            "tokens per day": f"{forecast.tokens_per_day / 1e9:,.1f} billion",
+            f"{rehearsal.plan.samples} per day": f"{forecast.tokens_per_day / 1e9:,.1f} billion",
             _mfu(rehearsal.plan): f"{forecast.mfu:.1%}",
             "one checkpoint": readable_bytes(rehearsal.plan.checkpoint_bytes),
         }

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from nt_pretrain.methods.annealing import Annealing
 from nt_pretrain.methods.phase import Phase
 from nt_pretrain.parallel.shard import reshard
-from nt_pretrain.sparsity.topology import mask_
+from nt_pretrain.sparsity.topology import SparseLayer, mask_
 from nt_pretrain.train.state import TrainState
 
 Flags = dict[str, Tensor]
@@ -37,9 +38,15 @@ def drawn_masks(state: TrainState, phase: Phase, step: int) -> Iterator[Flags | 
         yield None
         return
     assert phase.annealing is not None
-    flags = {layer.name: layer.elements(phase.annealing.drawn(layer, step)) for layer in state.layers}
+    flags = {layer.name: layer.elements(_drawn(phase.annealing, layer, step)) for layer in state.layers}
     with _only(state, flags):
         yield flags
+
+
+def _drawn(annealing: Annealing, layer: SparseLayer, step: int) -> Tensor:
+    drawn = annealing.drawn(layer, step)
+    # What was stripped does not come back even for a step.
+    return drawn if layer.stripped is None else drawn & ~layer.stripped
 
 
 @contextmanager

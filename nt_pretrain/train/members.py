@@ -16,6 +16,7 @@ from nt_pretrain.checkpoint.folders import folder_name
 from nt_pretrain.checkpoint.load import Found, open_checkpoint
 from nt_pretrain.checkpoint.manifest import MANIFEST, file_entry
 from nt_pretrain.checkpoint.save import save
+from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.schema import Config
@@ -99,7 +100,9 @@ class Members:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             run = {"run.dir": str(folder.parent), "run.name": folder.name}
-            alone = changed(phase.config, run).model_copy(update={"method": MethodSection()})
+            alone = changed(phase.config, run).model_copy(
+                update={"method": MethodSection(), "compare": CompareSection()}
+            )
             write_atomic(folder / "config.yaml", to_yaml(alone))
             return True
 

@@ -75,7 +75,7 @@ def test_an_override_repairs_the_file(write) -> None:
         (
             "zzz: 1",
             "x.yaml:1: zzz: unknown section; there are run, model, sparsity, stripping, method, data, optim, "
-            "train, parallel, checkpoint, eval, observe",
+            "train, parallel, checkpoint, eval, observe, compare",
         ),
         ("train: 5", "x.yaml:1: train: must be a section with lines 'key: value' below it, not 5"),
         (
@@ -170,12 +170,12 @@ def test_an_override_repairs_the_file(write) -> None:
         (
             "# nothing",
             "x.yaml:1: the file is empty; a run is described by the sections run, model, sparsity, stripping, method, "
-            "data, optim, train, parallel, checkpoint, eval, observe",
+            "data, optim, train, parallel, checkpoint, eval, observe, compare",
         ),
         (
             "- run",
             "x.yaml:1: must consist of sections (run, model, sparsity, stripping, method, data, optim, "
-            "train, parallel, checkpoint, eval, observe), each with lines 'key: value'",
+            "train, parallel, checkpoint, eval, observe, compare), each with lines 'key: value'",
         ),
     ],
 )

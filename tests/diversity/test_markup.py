@@ -20,7 +20,7 @@ def test_a_page_of_nasty_words_is_whole(tmp_path: Path) -> None:
     path.write_text(page(NASTY, hint(NASTY), [("one", NASTY, parts)]), encoding="utf-8")
     found = Page(path)
     assert found.wrong == []
-    assert found.words.count(NASTY) == 10
+    assert found.words.count(NASTY) == 11
     assert f"{NASTY}\nsecond line" in found.titles
     assert "<script" not in found.source and "http://x>" not in found.source
     assert found.images == 1

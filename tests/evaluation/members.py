@@ -35,7 +35,7 @@ def write_member(folder: Path, config: Config, ranks: Ranks) -> None:
     state.step = STEP
     facts = state.facts(ranks)
     tensors = {name: tensor for name, tensor in state.checkpoint_tensors().items() if name.split(".")[0] in KINDS}
-    tokenizer = "" if config.model.sees_pictures else load_tokenizer(config.data.tokenizer).sha256
+    tokenizer = "" if config.model.classifies else load_tokenizer(config.data.tokenizer).sha256
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     save(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from nt_pretrain.methods.manifest import NAME
 from nt_pretrain.parallel.mesh import connect
 from tests.conftest import Corpus
 from tests.evaluation.members import CHECKPOINT, ensemble_of, write_members
+from tests.evaluation.test_pictures import prepared
 from tests.evaluation.test_run import launch
 from tests.gloo import run_ranks
 
@@ -45,14 +45,14 @@ def folder(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(
-    rank: int, world: int, asked: dict[str, str], harms: str | None = None, samples: int = 0
+    rank: int, world: int, asked: dict[str, str], harms: str | None = None, samples: int = 0, norms: int = 0
 ) -> dict[str, tuple[list[str], bytes]]:
     """For every target the lines for people and the record, written to the folder given beside it."""
     found = {}
     for words, out in asked.items():
         chosen = chosen_of(words, ["run.threads_per_rank=1"], data=None, samples=samples)
         lines: list[str] = []
-        options = Options(Path(out), None, 0.2, None, harms=harms)
+        options = Options(Path(out), None, 0.2, None, harms=harms, norms=norms)
         run(chosen, options, connect(chosen.config), lines.append)
         found[words] = (lines, (Path(out) / "evaluation.json").read_bytes())
     return found
@@ -140,12 +140,27 @@ def test_the_command_takes_a_run_with_an_ensemble_and_says_so(folder: Path, tmp_
     assert chosen_of(str(run_folder / NAME), [], data=None, samples=0).voices == ["dense"]
 
 
-def changed(path: Path, **values: Any) -> Path:
-    """The manifest with other values of its first member."""
-    content = json.loads(path.read_text())
-    content["members"][0] |= values
-    path.write_text(json.dumps(content))
-    return path
+def test_members_of_pictures(tmp_path: Path) -> None:
+    data = prepared(tmp_path / "pictures", 3, 0)
+    config = tmp_path / "pictures.yaml"
+    config.write_text(
+        "model: {family: resnet20, classes: 3}\n"
+        "sparsity: {density: 0.5}\n"
+        "train: {steps: 3, global_batch: 8, micro_batch: 4}\n"
+        "optim: {algorithm: sgd}\n"
+        f"data: {{path: {data}, picture_size: 16, picture_shorter: 18, lanes: 8, window: 4, workers: 0}}\n"
+        "eval: {sequences: 0, micro_batch: 8}\n"
+    )
+    options = {"one": [], "two": ["model.heads=2", "model.blocks_in_head=3", "run.seed=1"]}
+    run_ranks(write_members, 1, {str(tmp_path / name): more for name, more in options.items()}, str(config), timeout=60)
+    manifest = str(ensemble_of(tmp_path, {name: name for name in options}))
+    (found,) = run_ranks(evaluated, 1, {manifest: str(tmp_path / "plain")}, None, 9, 8, timeout=120)
+    record = json.loads(found[manifest][1])
+    assert record["voices"] == ["one", "two.head_0", "two.head_1"] and record["norms_measured_on"] == 8
+    assert all(0 < record["members"][voice]["ece_classwise"] < 1 for voice in record["voices"])
+    jaccard, expected = (record["mask_overlap"][kind] for kind in ("jaccard", "expected"))
+    assert jaccard[0][1] == pytest.approx(expected[0][1], rel=0.1)
+    assert jaccard[1][2] > 1.05 * expected[1][2], "two heads have a trunk in common"
 
 
 def test_members_that_are_not_what_was_listed(folder: Path, tmp_path: Path) -> None:

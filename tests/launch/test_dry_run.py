@@ -25,8 +25,8 @@ def test_the_plan_of_every_configuration(path: Path, capsys: pytest.CaptureFixtu
     assert main([str(path), "--dry-run", "--world", str(world)]) == 0
     text = capsys.readouterr().out
     assert f"run {path.stem}: " in text
-    pictures = load_config(path, []).model.sees_pictures
-    work = ("pictures per step", "FLOPs per picture, active") if pictures else ("tokens per step", "FLOPs per token, a")
+    samples = load_config(path, []).model.samples
+    work = (f"{samples} per step", f"FLOPs per {samples.removesuffix('s')}, active")
     for part in ("parameters", *work, "memory per rank (estimate)"):
         assert part in text
     assert "nothing was started" in text

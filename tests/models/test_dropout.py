@@ -24,11 +24,15 @@ def logits(model: MultiHead, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "count"), [("resnet20", 12), ("wide_resnet28_10", 15), ("resnet50", 38), ("llama", 6)]
+    ("family", "count"), [("resnet20", 12), ("wide_resnet28_10", 15), ("resnet50", 38), ("llama", 6), ("mlp", 3)]
 )
 def test_every_block_has_units_between_its_layers(family: str, count: int) -> None:
     with torch.device("meta"):
-        model = TEXT if family == "llama" else ModelSection(family=family, heads=2, blocks_in_head=3, classes=3)
+        model = (
+            TEXT
+            if family == "llama"
+            else ModelSection(family=family, heads=2, blocks_in_head=1 if family == "mlp" else 3, classes=3)
+        )
         found = sites(build(model))
     assert len(found) == count
     assert len({site.name for site in found}) == count
@@ -112,3 +116,16 @@ def test_pictures_lose_whole_channels() -> None:
     mask = kept(drop, site.name, 16, pixels.device)
     assert torch.equal(seen[0].abs().amax(dim=(2, 3)) > 0, mask & (seen[0].abs().amax(dim=(2, 3)) > 0))
     assert not seen[0][~mask].any() and seen[0][mask].any() and not mask.all()
+
+
+def test_hidden_units_of_a_perceptron_are_0_for_whoever_reads_them() -> None:
+    torch.manual_seed(0)
+    model = build(ModelSection(family="mlp", classes=3, heads=1, blocks_in_head=1))
+    drop, rows = Drop(0.5, (1,), torch.arange(4)), torch.randn(4, 32)
+    with torch.no_grad():
+        plain = model.trunk_output(rows, None)
+        with dropping(model.trunk, drop, prefix="trunk."):
+            dropped = model.trunk_output(rows, None)
+    mask = kept(drop, "trunk.blocks.0.linear", 64, rows.device)
+    torch.testing.assert_close(dropped, plain * mask * 2.0)
+    assert not mask.all() and mask.any()

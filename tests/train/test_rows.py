@@ -67,6 +67,9 @@ def test_the_run_learns_and_measures_what_runs_of_pictures_do(whole: Path) -> No
     assert row["validation/accuracy_ensemble"] > 0.6 and row["validation_ema/accuracy_ensemble"] > 0.4
     assert {line["rows/total"] for line in launches.training_lines(whole)} == {16.0 * n for n in range(1, STEPS + 1)}
     assert "row/s/rank" in (whole / "console.log").read_text()
+    summary = command("launch/report.py", str(whole)).stdout
+    assert f"validation at step {STEPS}: accuracy, loss" in summary and "trained on 384 rows" in summary
+    assert f"  ensemble  {row['validation/accuracy_ensemble']:7.2%}" in summary
 
 
 def test_it_is_evaluated_under_noise(whole: Path, tmp_path: Path) -> None:

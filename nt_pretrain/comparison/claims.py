@@ -1,0 +1,38 @@
+"""What became of the claims: differences over seeds against their standard error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nt_pretrain.comparison.results import Result, Value
+from nt_pretrain.config.compare_section import Claim
+
+SURE = 2.0
+"""Standard errors that a difference must exceed to count."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one claim: ``held``, ``not held`` (the difference goes the other way) or ``undecided``; and the difference."""
+
+    claim: Claim
+    word: str
+    difference: Value
+
+
+def judge(claim: Claim, results: dict[str, Result]) -> Verdict:
+    """The difference of two rows, seed by seed, as both had the same data and the same seeds."""
+    one, other = (results[name].ensemble[claim.measure] for name in (claim.row, claim.than))
+    difference = Value(tuple(a - b for a, b in zip(one.each, other.each, strict=True)))
+    toward = -difference.mean if claim.compared == "lower" else difference.mean
+    if math.isnan(difference.error) or abs(toward) <= SURE * difference.error:
+        word = "undecided"
+    else:
+        word = "held" if toward > 0 else "not held"
+    return Verdict(claim, word, difference)
+
+
+def unknown_rows(claims: tuple[Claim, ...], names: list[str]) -> list[str]:
+    """Rows that claims speak of and that are not there."""
+    return sorted({name for claim in claims for name in (claim.row, claim.than) if name not in names})
