@@ -45,7 +45,7 @@ def test_phases_follow_one_another_and_name_what_they_leave(name: str) -> None:
             assert phase.start.parent in made, "parents come first"
         made += [phase.emits] if phase.emits else []
     speaking = [phase.emits for phase in calendar if phase.emits and phase.speaks]
-    heads = calendar.phases[-1].config.model.heads
+    heads = calendar.phases[-1].config.model.voices
     if name in ENSEMBLES:
         assert len(speaking) == 3 or (not speaking and heads == 3), "three members, or heads, of the demo's"
 
