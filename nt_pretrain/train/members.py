@@ -20,7 +20,7 @@ from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods.manifest import NAME, Ensemble, Member, read_ensemble, write_ensemble
+from nt_pretrain.methods.manifest import Ensemble, Member, read_ensemble, write_ensemble
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase, changed
 from nt_pretrain.observe.rundir import RunDir, write_atomic
 from nt_pretrain.parallel.mesh import Ranks
@@ -43,11 +43,11 @@ class Members:
 
     @property
     def manifest(self) -> Path:
-        return self.rundir.path / NAME
+        return self.rundir.ensemble
 
     def folder(self, name: str) -> Path:
         """Run directory of a member."""
-        return self.rundir.path / "members" / name
+        return self.rundir.members / name
 
     def parent_of(self, start: Clone | Part) -> Found:
         """The parent's checkpoint; every child of a run gets the same one. Collective.
