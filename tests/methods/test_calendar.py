@@ -114,6 +114,14 @@ def test_what_does_not_fit_is_named(options: list[str], words: str) -> None:
     assert any(words in problem for problem in problems), problems
 
 
+ONLY = {
+    ("mimo", "configs/demo.yaml"): "is for pictures and rows, not for text",
+    ("lora_ensemble", "configs/resnet50_imagenet.yaml"): "adds to attention, which resnet50 has not",
+    ("lora_ensemble", "configs/compare_tabular.yaml"): "adds to attention, which mlp has not",
+}
+"""Methods that are of some kinds of models only."""
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
     "path", ["configs/demo.yaml", "configs/resnet50_imagenet.yaml", "configs/compare_tabular.yaml"]
