@@ -119,7 +119,9 @@ def _job(asked: argparse.Namespace) -> int:
     code = train(config, "the same command", connect(config))
     if code is not ExitCode.FINISHED:
         return code
-    chosen = chosen_of(str(folder / NAME), [], data=None, samples=config.eval.sequences)
+    # Without a method it is the heads of one model that speak.
+    target = folder / NAME if config.method.name != "none" else folder
+    chosen = chosen_of(str(target), [], data=None, samples=config.eval.sequences)
     options = Options(out=folder / "evaluation" / "comparison", data=None, share=0.0, foreign=None, harms=harms or None)
     evaluate(chosen, options, connect(chosen.config), lambda line: print(line, flush=True))
     return ExitCode.FINISHED
