@@ -72,7 +72,12 @@ class ModelSection(Section):
         "between them, whose hidden units can be exactly 0.",
     )
     layers: Positive = Field(12, description="Text: blocks on the path of one head: trunk blocks plus blocks_in_head.")
-    attention_heads: Positive = Field(12, description="Text: attention heads of a block; must divide hidden.")
+    attention_heads: Positive = Field(
+        12, description="Text: attention heads of a block; must divide hidden unless head_width is given."
+    )
+    head_width: Positive | None = Field(
+        None, description="Text: dimensions of an attention head, an even number; default hidden / attention_heads."
+    )
     kv_heads: Positive | None = Field(
         None, description="Text: key/value heads (grouped-query); default attention_heads."
     )
@@ -95,6 +100,11 @@ class ModelSection(Section):
     classes: Positive = Field(
         1000, description="Pictures, rows: classes of the classifier; must equal those of the data."
     )
+    channels: tuple[Positive, ...] | None = Field(
+        None,
+        description="Pictures: channels of the stem, then those inside the blocks of each stage; default: the "
+        "family's, such as [64, 64, 128, 256, 512] of resnet18, resnet34 and resnet50.",
+    )
     small_stem: bool = Field(
         False, description="Pictures: a 3x3 stem at full size instead of 7x7 with pooling, for sizes of 32 or 64."
     )
@@ -112,6 +122,11 @@ class ModelSection(Section):
     def voices(self) -> int:
         """Predictions the network makes of a sample: of its M heads, or of the members that share one."""
         return self.heads if self.sharing == "none" else self.members
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of an attention head: ``head_width``, or what its default stands for."""
+        return self.head_width or self.hidden // self.attention_heads
 
     @property
     def data(self) -> Kind:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods import children, cyclic, edst, independent, one_phase, shared
+from nt_pretrain.methods import children, cyclic, edst, ex_uno_plures, independent, one_phase, shared
 from nt_pretrain.methods.phase import Calendar, Phase
 from nt_pretrain.methods.settings import members_of
 from nt_pretrain.models.network import block_count
 
 ENSEMBLES = (
     "treenet", "neurotrails", "deep_ensemble", "dst_ensemble", "edst", "snapshot", "fge", "prune_and_tune",
-    "subnetworks", "batch_ensemble", "mimo", "lora_ensemble",
+    "subnetworks", "ex_uno_plures", "batch_ensemble", "mimo", "lora_ensemble",
 )  # fmt: skip
 CHILDREN = ("prune_and_tune", "subnetworks")
 TUNED = (*CHILDREN, "lora_ensemble")
@@ -25,8 +25,10 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "refine_schedule": ("edst",),
     "lowest_lr": ("fge",),
     "start": ("fge",),
-    "parent": TUNED,
-    "parent_share": TUNED,
+    "parent": (*TUNED, "ex_uno_plures"),
+    "parent_share": (*TUNED, "ex_uno_plures"),
+    "dealing": ("ex_uno_plures",),
+    "residual": ("ex_uno_plures",),
     "tune_share": TUNED,
     "tune_lr": TUNED,
     "masks": ("prune_and_tune",),
@@ -83,6 +85,8 @@ def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
             return shared.mimo
         case "lora_ensemble":
             return shared.lora_ensemble
+        case "ex_uno_plures":
+            return ex_uno_plures.phases
 
 
 def method_problems(config: Config) -> list[str]:
@@ -108,6 +112,8 @@ def method_problems(config: Config) -> list[str]:
             f"model.blocks_in_head: {config.model.blocks_in_head}, all blocks, leave {name} no trunk; give heads "
             "fewer, or choose method.name: deep_ensemble"
         )
+    if name == "ex_uno_plures":
+        found += ex_uno_plures.unfitting(config)
     return found + _lengths(config) + _children(config)
 
 
@@ -135,6 +141,8 @@ def _children(config: Config) -> list[str]:
     found = []
     if method.parent and method.parent_share != MethodSection().parent_share:
         found.append("method.parent_share: no parent is trained, since method.parent is given; leave one of them out")
+    if method.parent_share == 0.0:
+        found.append(f"method.parent_share: 0 leaves {method.name} no trained parent; give a larger share")
     if method.name not in CHILDREN:
         return found
     if method.annealing == "none":

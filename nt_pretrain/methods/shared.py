@@ -9,6 +9,7 @@ weights; the low-rank members are dense.
 from __future__ import annotations
 
 from nt_pretrain.config.schema import Config, ModelSection
+from nt_pretrain.methods.children import PARENT_SHARE
 from nt_pretrain.methods.phase import Clone, Fresh, Phase, changed, of_length, seed_of
 from nt_pretrain.methods.settings import dense, members_of, single
 
@@ -30,7 +31,8 @@ def lora_ensemble(config: Config) -> list[Phase]:
     """A parent, then M members with low-rank additions to it, tuned together."""
     method, model, found = config.method, single(dense(config)), []
     if not method.parent:
-        steps = max(1, round(method.parent_share * config.total_steps))
+        share = PARENT_SHARE if method.parent_share is None else method.parent_share
+        steps = max(1, round(share * config.total_steps))
         defaults = {f"model.{each}": ModelSection.model_fields[each].default for each in OPTIONS}
         parent = changed(of_length(model, steps), defaults)
         found.append(Phase("parent", parent, Fresh(), emits="parent", speaks=False))

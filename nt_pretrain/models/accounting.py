@@ -89,10 +89,12 @@ def blocks_on_all_paths(model: ModelSection) -> int:
 def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
     """Floating point operations of attention scores and their weighted sums per trained token, forward and backward.
 
-    Per block 2 products of 2 * hidden * T operations, thrice (forward, and two products each in backward), halved since
-    attention is causal: 12 * hidden * T / 2. Every head counts.
+    Per block 2 products of 2 * W * T operations, W the width of all its attention heads together (in general that of
+    the model), thrice (forward, and two products each in backward), halved since attention is causal: 12 * W * T / 2.
+    Every head counts.
     """
-    return 6 * model.hidden * sequence_length * blocks_on_all_paths(model) * sharing_of(model).copies
+    width = model.attention_heads * model.head_dim
+    return 6 * width * sequence_length * blocks_on_all_paths(model) * sharing_of(model).copies
 
 
 def flops_per_token(per_token: int, attention: int, frozen: int = 0) -> int:

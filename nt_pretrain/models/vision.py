@@ -27,16 +27,24 @@ from nt_pretrain.models.wide_resnet import WideBlock, WideStem
 
 Family = Literal["resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"]
 
-BLOCKS: dict[Family, list[BlockShape]] = {
-    "resnet18": block_shapes((2, 2, 2, 2), (64, 128, 256, 512), before=64, expansion=1),
-    "resnet34": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=1),
-    "resnet50": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=4),
-    "resnet20": block_shapes((3, 3, 3), (16, 32, 64), before=16, expansion=1),
-    "wide_resnet28_10": block_shapes((4, 4, 4), (160, 320, 640), before=16, expansion=1),
+STAGES: dict[Family, tuple[int, ...]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet20": (3, 3, 3),
+    "wide_resnet28_10": (4, 4, 4),
 }
-"""The residual blocks of each family, first to last. resnet20 is that of He et al. 2015, section 4.2, for small
-pictures; where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
+"""Residual blocks in each stage of each family. resnet20 is that of He et al. 2015, section 4.2, for small pictures;
+where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
 """
+CHANNELS: dict[Family, tuple[int, ...]] = {
+    "resnet18": (64, 64, 128, 256, 512),
+    "resnet34": (64, 64, 128, 256, 512),
+    "resnet50": (64, 64, 128, 256, 512),
+    "resnet20": (16, 16, 32, 64),
+    "wide_resnet28_10": (16, 160, 320, 640),
+}
+"""Channels of the stem, and inside the blocks of each stage."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class VisionModel:
             al. 2017, arXiv 1706.02677). A WideResNet block has no norm at its end.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
         sharing: how members share the weights of one head.
+        channels: of the stem, and inside the blocks of each stage; None: those of the family, :data:`CHANNELS`.
 
     Raises:
         ValueError: values that no network can have, with those that it can; a line for each.
@@ -69,10 +78,17 @@ class VisionModel:
     zero_last_norm: bool = False
     label_smoothing: float = 0.0
     sharing: Sharing = ALONE
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.family not in BLOCKS:
-            raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(BLOCKS)}")
+        if self.family not in STAGES:
+            raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(STAGES)}")
+        usual = CHANNELS[self.family]
+        if self.channels is not None and len(self.channels) != len(usual):
+            raise ValueError(
+                f"model.channels: {list(self.channels)} are {len(self.channels)} numbers; {self.family} has a stem and "
+                f"{len(usual) - 1} stages, by default {list(usual)}"
+            )
         wrong = []
         for name, value in (("classes", self.classes), ("heads", self.heads)):
             if value < 1:
@@ -93,7 +109,9 @@ class VisionModel:
 
     @property
     def blocks(self) -> list[BlockShape]:
-        return BLOCKS[self.family]
+        stem, *stages = self.channels or CHANNELS[self.family]
+        expansion = 4 if self.family == "resnet50" else 1
+        return block_shapes(STAGES[self.family], tuple(stages), before=stem, expansion=expansion)
 
     @property
     def is_wide(self) -> bool:
