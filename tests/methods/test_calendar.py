@@ -118,8 +118,10 @@ def test_what_does_not_fit_is_named(options: list[str], words: str) -> None:
 @pytest.mark.parametrize(
     "path", ["configs/demo.yaml", "configs/resnet50_imagenet.yaml", "configs/compare_tabular.yaml"]
 )
-def test_every_method_fits_every_kind_of_model_and_schedule(name: str, path: str) -> None:
+def test_every_method_fits_every_kind_of_model_and_schedule_or_says_which(name: str, path: str) -> None:
     options = [f"method.name={name}", "train.global_batch=64", "train.micro_batch=16", "train.steps=1000"]
     options += ["optim.warmup_steps=5"]
     found = load_config(path, options)
-    assert problems(found, world_size=1) == []
+    needs = {"mimo": ("pictures", "rows"), "lora_ensemble": ("text",)}.get(name, (found.model.data,))
+    wrong = problems(found, world_size=1)
+    assert wrong == [] if found.model.data in needs else any("rank_one fits" in each for each in wrong), wrong
