@@ -44,8 +44,8 @@ class MethodSection(Section):
     start: Inside = Field(0.8, description="fge: share of train.steps before the short cycles begin.")
     parent: str = Field(
         "",
-        description="prune_and_tune, subnetworks, lora_ensemble: run or checkpoint whose children are tuned; default: "
-        "a parent is trained first. ex_uno_plures: whose units are dealt.",
+        description="prune_and_tune, subnetworks, lora_ensemble: run or checkpoint whose children are tuned; "
+        "default: a parent is trained first. ex_uno_plures: whose units are dealt.",
     )
     parent_share: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
         None,

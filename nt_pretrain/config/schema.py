@@ -119,14 +119,14 @@ class ModelSection(Section):
     )
 
     @property
-    def voices(self) -> int:
-        """Predictions the network makes of a sample: of its M heads, or of the members that share one."""
-        return self.heads if self.sharing == "none" else self.members
-
-    @property
     def head_dim(self) -> int:
         """Dimensions of an attention head: ``head_width``, or what its default stands for."""
         return self.head_width or self.hidden // self.attention_heads
+
+    @property
+    def voices(self) -> int:
+        """Predictions the network makes of a sample: of its M heads, or of the members that share one."""
+        return self.heads if self.sharing == "none" else self.members
 
     @property
     def data(self) -> Kind:

@@ -79,14 +79,14 @@ def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
             return children.prune_and_tune
         case "subnetworks":
             return children.subnetworks
+        case "ex_uno_plures":
+            return ex_uno_plures.phases
         case "batch_ensemble":
             return shared.batch_ensemble
         case "mimo":
             return shared.mimo
         case "lora_ensemble":
             return shared.lora_ensemble
-        case "ex_uno_plures":
-            return ex_uno_plures.phases
 
 
 def method_problems(config: Config) -> list[str]:

@@ -9,9 +9,8 @@ weights; the low-rank members are dense.
 from __future__ import annotations
 
 from nt_pretrain.config.schema import Config, ModelSection
-from nt_pretrain.methods.children import PARENT_SHARE
 from nt_pretrain.methods.phase import Clone, Fresh, Phase, changed, of_length, seed_of
-from nt_pretrain.methods.settings import dense, members_of, single
+from nt_pretrain.methods.settings import dense, members_of, parent_steps, single
 
 OPTIONS = ("factor_init", "rank", "factor_gain")
 """Of the section model, those that only networks of members that share weights read."""
@@ -31,8 +30,7 @@ def lora_ensemble(config: Config) -> list[Phase]:
     """A parent, then M members with low-rank additions to it, tuned together."""
     method, model, found = config.method, single(dense(config)), []
     if not method.parent:
-        share = PARENT_SHARE if method.parent_share is None else method.parent_share
-        steps = max(1, round(share * config.total_steps))
+        steps = parent_steps(config)
         defaults = {f"model.{each}": ModelSection.model_fields[each].default for each in OPTIONS}
         parent = changed(of_length(model, steps), defaults)
         found.append(Phase("parent", parent, Fresh(), emits="parent", speaks=False))

@@ -93,8 +93,8 @@ def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
     the model), thrice (forward, and two products each in backward), halved since attention is causal: 12 * W * T / 2.
     Every head counts.
     """
-    width = model.attention_heads * model.head_dim
-    return 6 * width * sequence_length * blocks_on_all_paths(model) * sharing_of(model).copies
+    blocks = blocks_on_all_paths(model) * sharing_of(model).copies
+    return 6 * model.attention_heads * model.head_dim * sequence_length * blocks
 
 
 def flops_per_token(per_token: int, attention: int, frozen: int = 0) -> int:

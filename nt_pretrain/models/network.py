@@ -33,8 +33,8 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
         output_bias=model.output_bias,
         zero_last_norm=model.zero_last_norm,
         label_smoothing=label_smoothing,
-        sharing=sharing_of(model),
         channels=model.channels,
+        sharing=sharing_of(model),
     )
 
 

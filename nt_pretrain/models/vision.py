@@ -62,8 +62,8 @@ class VisionModel:
         zero_last_norm: the last gain of each residual block starts at 0, so that blocks start as the identity (Goyal et
             al. 2017, arXiv 1706.02677). A WideResNet block has no norm at its end.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
-        sharing: how members share the weights of one head.
         channels: of the stem, and inside the blocks of each stage; None: those of the family, :data:`CHANNELS`.
+        sharing: how members share the weights of one head.
 
     Raises:
         ValueError: values that no network can have, with those that it can; a line for each.
@@ -77,8 +77,8 @@ class VisionModel:
     output_bias: bool = False
     zero_last_norm: bool = False
     label_smoothing: float = 0.0
-    sharing: Sharing = ALONE
     channels: tuple[int, ...] | None = None
+    sharing: Sharing = ALONE
 
     def __post_init__(self) -> None:
         if self.family not in STAGES:
