@@ -251,7 +251,9 @@ def saved_per_token_of_block(model: ModelSection, recompute: str = "none", tenso
     gathered = model.hidden if tensor > 1 else 0
     if model.sharing == "rank_one":
         # What goes into every product with its factors, and what comes out of it without them.
-        attention, ffn = attention + 6 * model.hidden + 2 * kv_width, ffn + 3 * (model.hidden + model.intermediate)
+        matrices = 3 if model.ffn == "swiglu" else 2
+        attention += 6 * model.hidden + 2 * kv_width
+        ffn += matrices * (model.hidden + model.intermediate)
     if recompute == "full":
         return model.hidden / tensor
     if recompute == "selective":

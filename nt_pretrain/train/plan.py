@@ -24,7 +24,7 @@ from nt_pretrain.models.accounting import (
 )
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.network import block_count, vision_of
-from nt_pretrain.models.sharing import sharing_of
+from nt_pretrain.models.sharing import is_frozen, sharing_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
 from nt_pretrain.sparsity.block_budget import layer_budgets, line_budgets, overall
 from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks
@@ -188,11 +188,13 @@ def _model_in_words(config: Config) -> str:
 def _parameters(plan: Plan, config: Config) -> Table:
     # Of layers of blocks the total is that of the dense matrices they stand for.
     table = aligned_table("parameters", "dense" if plan.executes_active else "total", "active", "density")
-    everything, heads = plan.accounts.all, config.model.voices
+    everything, heads, sharing = plan.accounts.all, config.model.voices, sharing_of(config.model)
     for counts in (dict(plan.accounts.by_group.items()), _parts(plan), {"all": everything}):
         for name, count in counts.items():
             table.add_row(f"  {name}", f"{count.total:,}", f"{count.active:,}", f"{count.density:.4f}")
         table.add_section()
+    if still := sum(math.prod(shape) for name, shape in shapes_of(config.model).items() if is_frozen(name, sharing)):
+        table.add_row("  of all frozen", f"{still:,}", f"{still:,}", "")
     for groups, total in _without_blocks(config).items():
         table.add_row(f"  no blocks of {config.sparsity.unit} fit: {groups}", f"{total:,}", f"{total:,}", "1.0000")
     references = [("one dense model", 1)] + ([(f"{heads} dense models", heads)] if heads > 1 else [])
