@@ -40,12 +40,17 @@ class Started:
         returncode: once it has ended; negative for a signal.
     """
 
-    def __init__(self, arguments: list[str], cwd: Path, environment: Mapping[str, str], out: Path, err: Path) -> None:
+    def __init__(
+        self, arguments: list[str], cwd: Path, environment: Mapping[str, str], out: Path | None, err: Path | None
+    ) -> None:
         self.args = arguments
-        self._out, self._err = out, err
+        self._folder = tempfile.TemporaryDirectory(prefix="warm_")
+        self._out, self._err = out or Path(self._folder.name, "out"), err or Path(self._folder.name, "err")
         # A daemon, so that one that a failing test leaves behind does not hold up the end of pytest.
         self._process = CONTEXT.Process(
-            target=_become, args=(arguments, str(cwd), dict(environment), str(out), str(err)), daemon=True
+            target=_become,
+            args=(arguments, str(cwd), dict(environment), str(self._out), str(self._err)),
+            daemon=True,
         )
         with one_thread():
             self._process.start()
@@ -91,25 +96,30 @@ def start(
     arguments: list[str], *, cwd: Path, env: Mapping[str, str], out: Path | None = None, err: Path | None = None
 ) -> Started:
     """``python ARGUMENTS`` (a script or ``-m MODULE``), output appended to the files ``out`` and ``err``."""
-    out = out or Path(tempfile.mkstemp(prefix="out_")[1])
-    err = err or Path(tempfile.mkstemp(prefix="err_")[1])
     return Started(arguments, cwd, env, out, err)
 
 
-def run(arguments: list[str], *, cwd: Path, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: list[str], *, cwd: Path, env: Mapping[str, str], timeout: float, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
     """``python ARGUMENTS`` to its end, as ``subprocess.run`` does it.
+
+    Args:
+        cold: with an interpreter of its own, as a user starts it.
 
     Raises:
         subprocess.TimeoutExpired: it did not end in time; it is killed then.
     """
-    with tempfile.TemporaryDirectory(prefix="warm_") as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = start(arguments, cwd=cwd, env=env, out=out, err=err)
-        try:
-            code = process.wait(timeout)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+    if cold:
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    process = start(arguments, cwd=cwd, env=env)
+    try:
+        out, err = process.communicate(timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(arguments, process.wait(), out, err)
 
 
 def _become(arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> NoReturn:
