@@ -74,7 +74,8 @@ def test_what_is_written_computes_what_the_head_computes(trained: Path, tmp_path
     (expected,) = run_ranks(logits_rank, 1, str(trained), average, timeout=150)
     assert not torch.allclose(expected[0], expected[1], atol=1e-3)
     out = tmp_path / "new" / "head_1.pt"
-    done = export(str(trained), "--head", "1", "--out", str(out), *(["--average"] if average else []))
+    options = ["--average"] if average else []
+    done = export(str(trained), "--head", "1", "--out", str(out), *options, cold=not average)
     assert done.returncode == 0, done.stderr
     assert f"head 1 of pictures, step 1{', average of the weights' if average else ''}: {out}" in done.stdout
     assert [path.name for path in out.parent.iterdir()] == ["head_1.pt"]

@@ -104,9 +104,8 @@ def test_members_of_an_ensemble_write_together_or_one_alone(
 
 def launch(*arguments: str, cold: bool = False) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return warm.run(
-        [str(ROOT / "launch" / "generate.py"), *arguments], cwd=ROOT, env=environment, timeout=200, cold=cold
-    )
+    words = [str(ROOT / "launch" / "generate.py"), *arguments]
+    return warm.run(words, cwd=ROOT, env=environment, timeout=200, cold=cold)
 
 
 def test_the_command(masked: Path) -> None:

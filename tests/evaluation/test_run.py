@@ -64,9 +64,9 @@ def launch(
     """``python launch/evaluate.py ARGUMENTS``, without torchrun; modules of ``search`` come before all others."""
     places = [str(ROOT)] if search is None else [str(search), str(ROOT)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
-    return warm.run(
-        [str(ROOT / "launch" / "evaluate.py"), *arguments], cwd=cwd, env=environment, timeout=200, cold=cold
-    )
+    words = [str(ROOT / "launch" / "evaluate.py"), *arguments]
+    # A module that stands in for another must be the first one of its name that the process sees.
+    return warm.run(words, cwd=cwd, env=environment, timeout=200, cold=cold or search is not None)
 
 
 def evaluate_rank(
