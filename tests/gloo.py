@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import multiprocessing
 import os
 import pickle
@@ -38,6 +39,15 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
 
 
+@functools.cache
+def start_server() -> None:
+    """The server of this process has loaded everything; that takes seconds, which no timeout should count."""
+    process = CONTEXT.Process(target=os.getpid)
+    with one_thread():
+        process.start()
+    process.join()
+
+
 class RanksFailed(AssertionError):
     """Some rank raised, died or did not finish.
 
@@ -66,6 +76,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
             processes started here are gone then.
     """
     assert world_size >= 1
+    start_server()
     deadline = time.monotonic() + timeout
     work = pickle.dumps((function, args))
     processes: list[ForkServerProcess] = []

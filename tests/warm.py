@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
-from tests.gloo import CONTEXT, one_thread
+from tests.gloo import CONTEXT, start_server
 
 HANDLED = [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
 
@@ -52,8 +52,8 @@ class Started:
             args=(arguments, str(cwd), dict(environment), str(self._out), str(self._err)),
             daemon=True,
         )
-        with one_thread():
-            self._process.start()
+        start_server()
+        self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
