@@ -52,7 +52,7 @@ demo: .venv/.installed tokenizers/kjv.model
 
 # Two processes, a file of tests stays in one: most files keep one core busy, and their fixtures are made once for all.
 test: .venv/.installed
-	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not long" -n 2
 
 test-long: .venv/.installed
 	$(BIN)/python -m pytest -q -m long
