@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import get_args
 
 from nt_pretrain.config.checks import problems
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """One training run with its evaluation; rows may share it."""
+    """One training run with its evaluation; rows may share it. ``source`` is a checksum of the configuration file."""
 
     label: str
     options: tuple[str, ...]
@@ -46,7 +46,8 @@ class Job:
     def name(self) -> str:
         # Other options are another run: a finished one must not stand in for it.
         checksum = zlib.crc32(" ".join(self.options).encode(), self.source)
-        return f"{self.label}-seed{self.seed}-{checksum:08x}"
+        label = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+        return f"{label}-seed{self.seed}-{checksum:08x}"
 
 
 def rows_of(path: str, overrides: list[str], wanted: list[str]) -> list[Row]:
@@ -76,7 +77,8 @@ def rows_of(path: str, overrides: list[str], wanted: list[str]) -> list[Row]:
 
 def jobs_of(path: str, overrides: list[str], rows: list[Row], seeds: int) -> dict[tuple[str, int], Job]:
     """All runs by row and seed; the dense model of as many operations as row R stands under ``dense:R``."""
-    source = zlib.crc32(Path(path).read_bytes())
+    # Rows and claims may change; what is trained is the rest of the file.
+    source = zlib.crc32(load_config(path, []).model_dump_json(exclude={"compare"}).encode())
     found = {}
     for row in rows:
         for seed in range(seeds):

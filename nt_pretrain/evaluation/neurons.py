@@ -20,7 +20,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.gather import gather_measures, said
 from nt_pretrain.eval.measure import values_of
 from nt_pretrain.eval.voices import Voices
-from nt_pretrain.models.llama import FeedForward
+from nt_pretrain.models.llama import FeedForward, ReluFeedForward
 from nt_pretrain.models.loss import IGNORED
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.forward import Inputs
@@ -92,7 +92,7 @@ def selectable(model: MultiHead) -> dict[str, nn.Module]:
     """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, FeedForward):
+        if isinstance(module, FeedForward | ReluFeedForward):
             found[name] = module.down
         elif name.endswith(".output"):
             found[name] = module

@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods import children, cyclic, edst, independent, one_phase
+from nt_pretrain.methods import children, cyclic, edst, ex_uno_plures, independent, one_phase, shared
 from nt_pretrain.methods.phase import Calendar, Phase
 from nt_pretrain.methods.settings import members_of
 from nt_pretrain.models.network import block_count
 
 ENSEMBLES = (
     "treenet", "neurotrails", "deep_ensemble", "dst_ensemble", "edst", "snapshot", "fge", "prune_and_tune",
-    "subnetworks",
+    "subnetworks", "ex_uno_plures", "batch_ensemble", "mimo", "lora_ensemble",
 )  # fmt: skip
 CHILDREN = ("prune_and_tune", "subnetworks")
+TUNED = (*CHILDREN, "lora_ensemble")
 READ_BY: dict[str, tuple[str, ...]] = {
     "joint": ("deep_ensemble",),
     "explore": ("edst",),
@@ -24,10 +25,12 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "refine_schedule": ("edst",),
     "lowest_lr": ("fge",),
     "start": ("fge",),
-    "parent": CHILDREN,
-    "parent_share": CHILDREN,
-    "tune_share": CHILDREN,
-    "tune_lr": CHILDREN,
+    "parent": (*TUNED, "ex_uno_plures"),
+    "parent_share": (*TUNED, "ex_uno_plures"),
+    "dealing": ("ex_uno_plures",),
+    "residual": ("ex_uno_plures",),
+    "tune_share": TUNED,
+    "tune_lr": TUNED,
     "masks": ("prune_and_tune",),
     "sample": ("subnetworks",),
     "annealing": CHILDREN,
@@ -76,6 +79,14 @@ def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
             return children.prune_and_tune
         case "subnetworks":
             return children.subnetworks
+        case "ex_uno_plures":
+            return ex_uno_plures.phases
+        case "batch_ensemble":
+            return shared.batch_ensemble
+        case "mimo":
+            return shared.mimo
+        case "lora_ensemble":
+            return shared.lora_ensemble
 
 
 def method_problems(config: Config) -> list[str]:
@@ -92,11 +103,17 @@ def method_problems(config: Config) -> list[str]:
         found.append(f"sparsity.density: 1 leaves method.name: {name} nothing to make sparse; lower it, e.g. to 0.2")
     if name in ENSEMBLES and members_of(config) < 2:
         found.append(f"method.members: {name} is an ensemble, of at least 2 members, not {members_of(config)}")
+    if name != "none" and config.model.sharing != "none":
+        found.append(
+            f"model.sharing: {config.model.sharing}, but method.name: {name} decides how members are made; leave it out"
+        )
     if name in ("neurotrails", "treenet") and config.model.blocks_in_head == block_count(config.model):
         found.append(
             f"model.blocks_in_head: {config.model.blocks_in_head}, all blocks, leave {name} no trunk; give heads "
             "fewer, or choose method.name: deep_ensemble"
         )
+    if name == "ex_uno_plures":
+        found += ex_uno_plures.unfitting(config)
     return found + _lengths(config) + _children(config)
 
 
@@ -110,7 +127,7 @@ def _lengths(config: Config) -> list[str]:
     }.get(method.name, 1)
     if steps < least:
         return [f"train.steps: {steps:,} are too few for method.name: {method.name} with {members} members"]
-    if method.name in CHILDREN and round(method.tune_share * steps) < 1:
+    if method.name in TUNED and round(method.tune_share * steps) < 1:
         return [
             f"method.tune_share: {method.tune_share} of {steps:,} train.steps is no step; one would be {1 / steps:.3g}"
         ]
@@ -119,11 +136,15 @@ def _lengths(config: Config) -> list[str]:
 
 def _children(config: Config) -> list[str]:
     method = config.method
-    if method.name not in CHILDREN:
+    if method.name not in TUNED:
         return []
     found = []
     if method.parent and method.parent_share != MethodSection().parent_share:
         found.append("method.parent_share: no parent is trained, since method.parent is given; leave one of them out")
+    if method.parent_share == 0.0:
+        found.append(f"method.parent_share: 0 leaves {method.name} no trained parent; give a larger share")
+    if method.name not in CHILDREN:
+        return found
     if method.annealing == "none":
         default = MethodSection()
         found += [

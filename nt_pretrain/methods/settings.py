@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from nt_pretrain.config.schema import Config, SparsitySection
+from nt_pretrain.config.schema import Config, OptimSection, SparsitySection
 from nt_pretrain.methods.phase import changed
 
 WHOLE_MODEL = {"heads": "all", "head_blocks": "no_vocab"}
 """Scopes that only an ensemble of heads has, and what they are of a single model."""
+
+PARENT_SHARE = 0.7
+"""Default of ``method.parent_share`` where children need a trained parent."""
+
+
+def shaped(schedule: str, **options: object) -> dict[str, object]:
+    """Changes that give the learning rate another shape: what the old one read and this one does not is gone."""
+    default = OptimSection()
+    shape = {f"optim.{key}": getattr(default, key) for key in ("min_lr_ratio", "milestones", "decay_factor")}
+    return shape | {"optim.schedule": schedule} | {f"optim.{key}": value for key, value in options.items()}
 
 
 def members_of(config: Config) -> int:
     """M, the members of the ensemble that the method makes."""
     heads = config.model.heads
     return config.method.members or (heads if heads > 1 else 3)
+
+
+def parent_steps(config: Config) -> int:
+    """Steps of a parent that is trained for its children."""
+    share = PARENT_SHARE if config.method.parent_share is None else config.method.parent_share
+    return max(1, round(share * config.total_steps))
 
 
 def dense(config: Config) -> Config:

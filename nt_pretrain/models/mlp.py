@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nt_pretrain.models.loss import IGNORED, statistics_dtype
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.models.sharing import ALONE, Sharing, said_by_members, share_weights
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class MlpModel:
         heads: M, the heads of the ensemble. 1 is an ordinary single model.
         blocks_in_head: hidden layers each head owns. 0: the output layer only; all: a deep ensemble.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
+        sharing: how members share the weights of one head.
 
     Raises:
         ValueError: values that no network can have, with those that it can.
@@ -39,6 +41,7 @@ class MlpModel:
     heads: int = 1
     blocks_in_head: int = 0
     label_smoothing: float = 0.0
+    sharing: Sharing = ALONE
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -91,20 +94,25 @@ class MlpHead(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(MlpBlock(*block) for block in model.blocks[model.trunk_blocks :])
         self.output = nn.Linear(model.widths[-1], model.classes)
-        self.label_smoothing = model.label_smoothing
+        self.label_smoothing, self.sharing = model.label_smoothing, model.sharing
 
     def forward(
         self, x: Tensor, context: None = None, targets_B: Tensor | None = None, loss_chunk: int | None = None
     ) -> Tensor:
         """Sum of the rows' losses in nats (fp32 scalar) when ``targets_B`` is given, else logits [B, classes].
 
-        ``context`` and ``loss_chunk`` are there since every head is called alike; rows need neither.
+        ``context`` and ``loss_chunk`` are there since every head is called alike; rows need neither. Where M members
+        share the head, losses are [M], of labels [B] or of each member's own [M, B], and logits [M, B, classes].
         """
         for block in self.blocks:
             x = block(x)
         logits_BV = self.output(x)
-        if targets_B is None:
-            return logits_BV
+        if self.sharing.kind != "none":
+            return said_by_members(logits_BV, targets_B, self.sharing, self.loss_sum)
+        return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
+
+    def loss_sum(self, logits_BV: Tensor, targets_B: Tensor) -> Tensor:
+        """Sum of the cross-entropies against labels [B] smoothed by ``label_smoothing``; IGNORED ones do not count."""
         return F.cross_entropy(
             logits_BV.to(statistics_dtype(logits_BV)), targets_B, ignore_index=IGNORED, reduction="sum",
             label_smoothing=self.label_smoothing,
@@ -118,4 +126,6 @@ def build_mlp(model: MlpModel, heads: range | None = None) -> MultiHead:
     """
     trunk = MlpTrunk(model) if model.trunk_blocks else None
     numbers = range(model.heads) if heads is None else heads
-    return MultiHead(trunk, {number: MlpHead(model) for number in numbers})
+    network = MultiHead(trunk, {number: MlpHead(model) for number in numbers})
+    share_weights(network, model.sharing)
+    return network

@@ -22,20 +22,29 @@ from torch import Tensor, nn
 from nt_pretrain.models.loss import IGNORED, statistics_dtype
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.models.resnet import BasicBlock, BlockShape, Bottleneck, Stem, block_shapes
+from nt_pretrain.models.sharing import ALONE, Sharing, said_by_members, share_weights
 from nt_pretrain.models.wide_resnet import WideBlock, WideStem
 
 Family = Literal["resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"]
 
-BLOCKS: dict[Family, list[BlockShape]] = {
-    "resnet18": block_shapes((2, 2, 2, 2), (64, 128, 256, 512), before=64, expansion=1),
-    "resnet34": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=1),
-    "resnet50": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=4),
-    "resnet20": block_shapes((3, 3, 3), (16, 32, 64), before=16, expansion=1),
-    "wide_resnet28_10": block_shapes((4, 4, 4), (160, 320, 640), before=16, expansion=1),
+STAGES: dict[Family, tuple[int, ...]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet20": (3, 3, 3),
+    "wide_resnet28_10": (4, 4, 4),
 }
-"""The residual blocks of each family, first to last. resnet20 is that of He et al. 2015, section 4.2, for small
-pictures; where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
+"""Residual blocks in each stage of each family. resnet20 is that of He et al. 2015, section 4.2, for small pictures;
+where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
 """
+CHANNELS: dict[Family, tuple[int, ...]] = {
+    "resnet18": (64, 64, 128, 256, 512),
+    "resnet34": (64, 64, 128, 256, 512),
+    "resnet50": (64, 64, 128, 256, 512),
+    "resnet20": (16, 16, 32, 64),
+    "wide_resnet28_10": (16, 160, 320, 640),
+}
+"""Channels of the stem, and inside the blocks of each stage."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class VisionModel:
         zero_last_norm: the last gain of each residual block starts at 0, so that blocks start as the identity (Goyal et
             al. 2017, arXiv 1706.02677). A WideResNet block has no norm at its end.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
+        channels: of the stem, and inside the blocks of each stage; None: those of the family, :data:`CHANNELS`.
+        sharing: how members share the weights of one head.
 
     Raises:
         ValueError: values that no network can have, with those that it can; a line for each.
@@ -66,10 +77,18 @@ class VisionModel:
     output_bias: bool = False
     zero_last_norm: bool = False
     label_smoothing: float = 0.0
+    channels: tuple[int, ...] | None = None
+    sharing: Sharing = ALONE
 
     def __post_init__(self) -> None:
-        if self.family not in BLOCKS:
-            raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(BLOCKS)}")
+        if self.family not in STAGES:
+            raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(STAGES)}")
+        usual = CHANNELS[self.family]
+        if self.channels is not None and len(self.channels) != len(usual):
+            raise ValueError(
+                f"model.channels: {list(self.channels)} are {len(self.channels)} numbers; {self.family} has a stem and "
+                f"{len(usual) - 1} stages, by default {list(usual)}"
+            )
         wrong = []
         for name, value in (("classes", self.classes), ("heads", self.heads)):
             if value < 1:
@@ -90,7 +109,9 @@ class VisionModel:
 
     @property
     def blocks(self) -> list[BlockShape]:
-        return BLOCKS[self.family]
+        stem, *stages = self.channels or CHANNELS[self.family]
+        expansion = 4 if self.family == "resnet50" else 1
+        return block_shapes(STAGES[self.family], tuple(stages), before=stem, expansion=expansion)
 
     @property
     def is_wide(self) -> bool:
@@ -143,7 +164,7 @@ class VisionHead(nn.Module):
         features = model.blocks[-1].after
         self.norm = nn.BatchNorm2d(features) if model.is_wide else None
         self.output = nn.Linear(features, model.classes, bias=model.output_bias)
-        self.label_smoothing = model.label_smoothing
+        self.label_smoothing, self.sharing = model.label_smoothing, model.sharing
 
     def forward(
         self, x: Tensor, context: None = None, targets_B: Tensor | None = None, loss_chunk: int | None = None
@@ -152,6 +173,8 @@ class VisionHead(nn.Module):
 
         ``x`` is the trunk's output, or pictures where the head owns the stem. ``context`` and ``loss_chunk`` are there
         since every head is called alike: pictures need no context, and their logits are small enough to be made whole.
+        Where M members share the head, losses are [M], of labels [B] or of each member's own [M, B], and logits
+        [M, B, classes].
         """
         if hasattr(self, "stem"):
             x = self.stem(x)
@@ -162,6 +185,8 @@ class VisionHead(nn.Module):
         # Not in bf16, also inside autocast: logits rounded to 8 bits tie, and their loss is rounded like them.
         with _without_autocast(x.device.type):
             logits_BV = self.output(x.to(statistics_dtype(x)).mean(dim=(2, 3)))
+        if self.sharing.kind != "none":
+            return said_by_members(logits_BV, targets_B, self.sharing, self.loss_sum)
         return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
 
     def loss_sum(self, logits_BV: Tensor, targets_B: Tensor) -> Tensor:
@@ -185,4 +210,6 @@ def build_vision(model: VisionModel, heads: range | None = None) -> MultiHead:
     """
     trunk = VisionTrunk(model) if model.trunk_blocks else None
     numbers = range(model.heads) if heads is None else heads
-    return MultiHead(trunk, {number: VisionHead(model) for number in numbers})
+    network = MultiHead(trunk, {number: VisionHead(model) for number in numbers})
+    share_weights(network, model.sharing)
+    return network

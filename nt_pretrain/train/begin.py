@@ -7,10 +7,11 @@ import gc
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.load import Found
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods.phase import Calendar, Clone, Continue, Fresh, Phase
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Fresh, Part, Phase
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.clone import cloned_state
 from nt_pretrain.train.members import Members
+from nt_pretrain.train.part import part_state
 from nt_pretrain.train.state import TrainState, fresh_state
 
 
@@ -22,6 +23,9 @@ def initial_state(phase: Phase, members: Members, ranks: Ranks) -> TrainState:
     """
     if isinstance(phase.start, Clone):
         return cloned_state(phase, members.parent_of(phase.start), members.tokenizer, ranks)
+    if isinstance(phase.start, Part):
+        found = members.parent_of(phase.start) if phase.start.parent else None
+        return part_state(phase, found, members.tokenizer, ranks)
     assert isinstance(phase.start, Fresh), f"{phase.name} has nothing to continue"
     return fresh_state(phase.config, ranks)
 

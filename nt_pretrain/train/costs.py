@@ -17,9 +17,6 @@ from nt_pretrain.methods.phase import Phase
 from nt_pretrain.models.accounting import Count
 from nt_pretrain.train.plan import Plan, make_plan
 
-BACKWARD = 3
-"""Operations of a training step for one of its forward pass."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -82,13 +79,13 @@ def costs_of(config: Config) -> Costs:
 
 def _cost(phase: Phase) -> Cost:
     plan: Plan = make_plan(phase.config, 1)
-    forward = Count(plan.flops_per_sample_dense // BACKWARD, plan.flops_per_sample_active // BACKWARD)
+    forward = plan.flops_per_sample_forward
     return Cost(
         parameters=plan.accounts.all,
         training=Count(plan.total_flops_dense, plan.total_flops_active),
         executed=plan.flops_per_sample_executed * plan.total_samples,
         inference=forward,
-        inference_executed=plan.flops_per_sample_executed // BACKWARD,
+        inference_executed=forward.active if plan.executes_active else forward.total,
     )
 
 

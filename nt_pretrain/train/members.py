@@ -20,8 +20,8 @@ from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods.manifest import NAME, Ensemble, Member, read_ensemble, write_ensemble
-from nt_pretrain.methods.phase import Calendar, Clone, Continue, Phase, changed
+from nt_pretrain.methods.manifest import Ensemble, Member, read_ensemble, write_ensemble
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase, changed
 from nt_pretrain.observe.rundir import RunDir, write_atomic
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.clone import find_parent
@@ -43,13 +43,13 @@ class Members:
 
     @property
     def manifest(self) -> Path:
-        return self.rundir.path / NAME
+        return self.rundir.ensemble
 
     def folder(self, name: str) -> Path:
         """Run directory of a member."""
-        return self.rundir.path / "members" / name
+        return self.rundir.members / name
 
-    def parent_of(self, start: Clone) -> Found:
+    def parent_of(self, start: Clone | Part) -> Found:
         """The parent's checkpoint; every child of a run gets the same one. Collective.
 
         Raises:
@@ -151,6 +151,15 @@ class Members:
                 known = {each.name: each.sha256 for each in self._all()}
                 found |= {"from": "clone", "parent": parent, "parent_sha256": known[_listed_as(phase.start)]}
                 found |= {"keeps": asdict(keeps)} if keeps is not None else {}
+            case Part() as part:
+                found |= {
+                    "from": "part", "part": part.number, "of": part.of, "score": "L1 norm of incoming weights",
+                    "dealing": part.dealing, "residual": part.residual, "parent": part.parent or "initial values",
+                }  # fmt: skip
+                if part.parent:
+                    found["parent_sha256"] = {each.name: each.sha256 for each in self._all()}[_listed_as(part)]
+                else:
+                    found["parent_seed"] = part.wide.run.seed
             case Continue(escape):
                 found |= {"from": "the phase before"} | ({"escape": escape} if escape else {})
             case _:
@@ -162,7 +171,7 @@ class Members:
             return Ensemble({}, self.config.eval.ensemble, [])
         return read_ensemble(self.manifest)
 
-    def _parent(self, start: Clone) -> tuple[str, str]:
+    def _parent(self, start: Clone | Part) -> tuple[str, str]:
         """Where the parent lies, and the hash it must have, "" for one from elsewhere that no child had yet."""
         for each in self._all():
             if each.name == _listed_as(start):
@@ -171,7 +180,7 @@ class Members:
             return start.parent, ""
         raise CheckpointError(f"{self.manifest} lists no {start.parent}, of which a child is to be made")
 
-    def _list_parent(self, start: Clone, found: Found) -> bool:
+    def _list_parent(self, start: Clone | Part, found: Found) -> bool:
         run = os.path.relpath(found.path.parent.parent, self.rundir.path)
         parent = Member(_listed_as(start), run, found.step, _hash(found.path), made={"from": start.parent})
         before = self._listed()
@@ -183,7 +192,7 @@ class Members:
         return [*listed.others, *listed.members]
 
 
-def _listed_as(start: Clone) -> str:
+def _listed_as(start: Clone | Part) -> str:
     return "parent" if start.given else start.parent
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.calendar import calendar_of
-from nt_pretrain.methods.phase import Calendar, Clone, Continue, Phase
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase
 from nt_pretrain.train.plan import aligned_table, make_plan, power, render
 
 
@@ -34,6 +34,9 @@ def start_in_words(phase: Phase) -> str:
             if keeps is None:
                 return parent
             return f"{parent}, units {keeps.first:.0%} to {keeps.last:.0%} in {keeps.order} order"
+        case Part():
+            parent = phase.start.parent or f"seed {phase.start.wide.run.seed}"
+            return f"{parent}, part {phase.start.number + 1} of {phase.start.of} of its units"
         case Continue(escape):
             return "the phase before" + (f", escape {escape:g}" if escape else "")
         case _:

@@ -28,12 +28,13 @@ from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
 from nt_pretrain.train.dropout import StepDropout
+from nt_pretrain.train.many_inputs import Orders
 from nt_pretrain.train.optim import Optimizer
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one optimizer step, over all ranks: sum of token losses of each head [M] (fp64, nats), and number of
+    """Of one optimizer step, over all ranks: sum of token losses of each voice [M] (fp64, nats), and number of
     targets.
     """
 
@@ -48,7 +49,7 @@ class Losses:
 def micro_batch_backward(
     model: MultiHead, config: Config, batch: Inputs, scale: float, head_group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Backward of ``scale`` times the sum of the heads' loss sums; returns those of the heads held here, [M] (fp64).
+    """Backward of ``scale`` times the sum of the voices' loss sums; returns those of the heads held here, [M] (fp64).
 
     Each head sees the micro-batches of all ranks of ``head_group``, whose trunks ran each its own.
     """
@@ -57,12 +58,13 @@ def micro_batch_backward(
         hidden, start, context, targets = run_trunk(model, config, batch, head_group)
     if model.trunk is not None:
         start.requires_grad_()
-    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=device)
+    sums = torch.zeros(config.model.voices, dtype=torch.float64, device=device)
+    each = config.model.voices // config.model.heads
     for number, head in own_heads(model).items():
         with computing(config, device):
             loss = head(start, context, targets, config.train.loss_chunk)
         loss.backward(torch.full_like(loss, scale))
-        sums[number] = loss.detach().double()
+        sums[number * each : (number + 1) * each] = loss.detach().double()
         del loss
     if model.trunk is not None:
         assert start.grad is not None
@@ -80,6 +82,7 @@ def accumulate_gradients(
     ranks: Ranks,
     scores: GrowthScores | None = None,
     drop: StepDropout | None = None,
+    orders: Orders | None = None,
 ) -> Losses:
     """Gradients of the global mean loss over targets from this rank's samples, reduced over all ranks.
 
@@ -89,6 +92,7 @@ def accumulate_gradients(
     Args:
         scores: what listens to the gradients of blocks that do not exist, in a step that grows some.
         drop: units that are dropped, if any are.
+        orders: of a network that sees several samples at a time, in which order each member sees them.
     """
     batch = batch.to(ranks.device)
     count = (batch.targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
@@ -96,20 +100,24 @@ def accumulate_gradients(
     # FSDP averages a head's gradient over its ranks; the loss is a sum over them.
     scale = ranks.sizes.replicate * ranks.sizes.shard / max(1, int(count))
     if config.train.head_loss == "mean":
-        scale /= config.model.heads
+        scale /= config.model.voices
+    if orders is not None:
+        scale /= orders.repeats
     size = config.train.micro_batch
-    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=ranks.device)
+    sums = torch.zeros(config.model.voices, dtype=torch.float64, device=ranks.device)
     for first in range(0, batch.samples, size):
         last = first + size >= batch.samples
         set_last_micro_batch(model, last)
         if scores is not None:
             scores.last = last
         part = batch.part(first, size)
+        if orders is not None:
+            part = orders.mixed(part, first)
         with drop.of(model, first, part.samples, ranks) if drop is not None else nullcontext():
             sums += micro_batch_backward(model, config, part, scale, ranks.head_group)
     if config.parallel.batch_norm == "rank" and config.model.sees_pictures:
         _average_statistics(model, ranks)
-    sums = sums.cpu() * ranks.counts
+    sums = sums.cpu() * ranks.counts / (orders.repeats if orders is not None else 1)
     reduce_over(sums, ranks.control)
     return Losses(sums, int(count))
 
