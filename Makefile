@@ -50,8 +50,9 @@ demo: .venv/.installed tokenizers/kjv.model
 	|| { echo; $(BIN)/python launch/report.py runs/$(RUN) --status --since $$begin --again "$(AGAIN)"; exit; }
 	@$(BIN)/python launch/report.py runs/$(RUN)
 
+# Two processes, a file of tests stays in one: most files keep one core busy, and their fixtures are made once for all.
 test: .venv/.installed
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" -n 2
 
 test-long: .venv/.installed
 	$(BIN)/python -m pytest -q -m long

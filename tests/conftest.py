@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from nt_pretrain.sparsity.kernels import build
 ROOT = Path(__file__).resolve().parents[1]
 COMPUTE = {"evaluation", "launch", "rehearsal", "sparsity", "train"}
 """Folders of tests whose processes multiply sparse layers."""
+TOGETHER = ("tests/sparsity/kernels/",)
+"""Folders whose files share what is slow to make: compiled kernels."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +26,19 @@ def kernels(request: pytest.FixtureRequest) -> None:
     """The sparse kernels are compiled before the first test with a timeout needs them; most runs find them ready."""
     if any(COMPUTE & set(item.path.parts) for item in request.session.items):
         build.compiled()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``make test``: a file stays in one process, and so does a folder whose fixture takes as long as its tests."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::", 1)[0]
+            return next((folder for folder in TOGETHER if path.startswith(folder)), path)
+
+    return ByFile(config, log)
 
 
 SUBJECTS = [

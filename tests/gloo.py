@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import multiprocessing
 import os
 import pickle
@@ -27,12 +28,24 @@ import torch
 import torch.distributed as dist
 
 # torch._dynamo is no mistake: the first DTensor of a process imports it, half a second on every rank otherwise.
-PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo"]
+PRELOADED = [
+    *["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo", "torch.profiler"],
+    *["torch.distributed.run", "nt_pretrain.train.run", "nt_pretrain.evaluation.run", "nt_pretrain.evaluation.target"],
+]
 GRACE_SECONDS = 2.0
 """How long the other ranks may go on to report their own error after the first one failed."""
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOADED)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(PRELOADED)
+
+
+@functools.cache
+def start_server() -> None:
+    """The server of this process has loaded everything; that takes seconds, which no timeout should count."""
+    process = CONTEXT.Process(target=os.getpid)
+    with one_thread():
+        process.start()
+    process.join()
 
 
 class RanksFailed(AssertionError):
@@ -63,6 +76,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
             processes started here are gone then.
     """
     assert world_size >= 1
+    start_server()
     deadline = time.monotonic() + timeout
     work = pickle.dumps((function, args))
     processes: list[ForkServerProcess] = []
@@ -70,11 +84,11 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
         try:
             for rank in range(world_size):
-                here, there = _context.Pipe()
-                process = _context.Process(
+                here, there = CONTEXT.Pipe()
+                process = CONTEXT.Process(
                     target=_rank_main, args=(there, rank, world_size, folder, work, timeout, dict(os.environ))
                 )
-                with _one_thread():
+                with one_thread():
                     process.start()
                 there.close()
                 processes.append(process)
@@ -153,7 +167,7 @@ def _kill(process: ForkServerProcess) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """OpenMP reads the variable when torch is loaded, which is when the server starts, with the first process."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"

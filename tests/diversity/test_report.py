@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from nt_pretrain.methods.manifest import NAME
 from nt_pretrain.observe.rundir import RunDir
+from tests import warm
 from tests.conftest import Corpus, command, documents
 from tests.diversity.pages import Page
 from tests.evaluation.test_pictures import prepared
@@ -28,10 +28,8 @@ pytestmark = pytest.mark.timeout(300)
 def report(*arguments: str, search: Path | None = None) -> subprocess.CompletedProcess[str]:
     places = [str(ROOT)] if search is None else [str(search), str(ROOT)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "report.py"), *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    words = [str(ROOT / "launch" / "report.py"), *arguments]
+    return warm.run(words, cwd=ROOT, env=environment, timeout=200, cold=search is not None)
 
 
 def read(run: Path) -> Page:

@@ -29,6 +29,7 @@ from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.parallel.mutate import Mutable
 from nt_pretrain.parallel.shard import local
+from tests import warm
 from tests.conftest import Corpus
 from tests.gloo import run_ranks
 from tests.train import launches
@@ -210,12 +211,12 @@ def judged_rank(rank: int, world: int, words: str) -> float:
     return total / count
 
 
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "evolve.py"), *arguments, *OVERRIDES],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def launch(*arguments: str, cold: bool = False) -> subprocess.Popen[str] | warm.Started:
+    words = [str(ROOT / "launch" / "evolve.py"), *arguments, *OVERRIDES]
+    environment, pipe = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    if cold:
+        return subprocess.Popen([sys.executable, *words], env=environment, stdout=pipe, stderr=pipe, text=True)
+    return warm.start(words, cwd=ROOT, env=environment)
 
 
 def test_a_killed_evolution_goes_on_and_ends_with_the_same_table(trained: Path, evolved: Path, tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_a_killed_evolution_goes_on_and_ends_with_the_same_table(trained: Path, 
     # On a slow machine the kill may come late; it might have come here, in the middle of a line.
     known = "".join((out / LOSSES).read_text().splitlines(keepends=True)[:3])
     (out / LOSSES).write_text(known + '{"generation": 0, "chi')
-    second = launch(str(trained), *options)
+    second = launch(str(trained), *options, cold=True)
     told, errors = second.communicate(timeout=200)
     assert second.returncode == 0, errors
     assert "2 children are known from before" in told and (out / LOSSES).read_text().startswith(known)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from nt_pretrain.methods.manifest import Ensemble, write_ensemble
 from nt_pretrain.models.timm_layout import from_timm
 from nt_pretrain.models.vision import VisionModel, build_vision
 from nt_pretrain.parallel.mesh import connect
+from tests import warm
 from tests.evaluation.test_pictures import prepared
 from tests.gloo import run_ranks
 from tests.train import launches
@@ -29,12 +29,10 @@ HEADS, CLASSES = 2, 3
 pytestmark = pytest.mark.timeout(300)
 
 
-def export(*arguments: str) -> subprocess.CompletedProcess[str]:
+def export(*arguments: str, cold: bool = False) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "export.py"), *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    words = [str(ROOT / "launch" / "export.py"), *arguments]
+    return warm.run(words, cwd=ROOT, env=environment, timeout=200, cold=cold)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,8 @@ def test_what_is_written_computes_what_the_head_computes(trained: Path, tmp_path
     (expected,) = run_ranks(logits_rank, 1, str(trained), average, timeout=150)
     assert not torch.allclose(expected[0], expected[1], atol=1e-3)
     out = tmp_path / "new" / "head_1.pt"
-    done = export(str(trained), "--head", "1", "--out", str(out), *(["--average"] if average else []))
+    options = ["--average"] if average else []
+    done = export(str(trained), "--head", "1", "--out", str(out), *options, cold=not average)
     assert done.returncode == 0, done.stderr
     assert f"head 1 of pictures, step 1{', average of the weights' if average else ''}: {out}" in done.stdout
     assert [path.name for path in out.parent.iterdir()] == ["head_1.pt"]

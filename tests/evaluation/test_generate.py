@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from nt_pretrain.evaluation.speakers import find_all, load_all, voices_of
 from nt_pretrain.methods.manifest import Ensemble, write_ensemble
 from nt_pretrain.models.llama import make_context
 from nt_pretrain.parallel.mesh import connect
+from tests import warm
 from tests.conftest import Corpus
 from tests.gloo import run_ranks
 from tests.train import launches
@@ -102,17 +102,15 @@ def test_members_of_an_ensemble_write_together_or_one_alone(
     assert any(f"{manifest}, {who}" in line for line in told)
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, cold: bool = False) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "generate.py"), *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    words = [str(ROOT / "launch" / "generate.py"), *arguments]
+    return warm.run(words, cwd=ROOT, env=environment, timeout=200, cold=cold)
 
 
 def test_the_command(masked: Path) -> None:
     command = [str(masked), PROMPT, "--tokens", "40", "--temperature", "1.5"]
-    first, again, other = launch(*command), launch(*command), launch(*command, "--seed", "1")
+    first, again, other = launch(*command, cold=True), launch(*command), launch(*command, "--seed", "1")
     for each in (first, again, other):
         assert each.returncode == 0, each.stderr
         assert each.stdout.startswith(PROMPT) and each.stdout.endswith("\n")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import connect
+from tests import warm
 from tests.conftest import Corpus, command
 from tests.data.photos import jpeg
 from tests.gloo import run_ranks
@@ -58,14 +58,15 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "backwards"
 
 
-def launch(*arguments: str, cwd: Path = ROOT, search: Path | None = None) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: str, cwd: Path = ROOT, search: Path | None = None, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
     """``python launch/evaluate.py ARGUMENTS``, without torchrun; modules of ``search`` come before all others."""
     places = [str(ROOT)] if search is None else [str(search), str(ROOT)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "evaluate.py"), *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    words = [str(ROOT / "launch" / "evaluate.py"), *arguments]
+    # A module that stands in for another must be the first one of its name that the process sees.
+    return warm.run(words, cwd=cwd, env=environment, timeout=200, cold=cold or search is not None)
 
 
 def evaluate_rank(
@@ -82,7 +83,8 @@ def evaluate_rank(
 def test_the_same_bytes_on_any_number_of_ranks_and_a_picture_of_everything(
     trained: Path, other: Path, tmp_path: Path
 ) -> None:
-    alone = launch(str(trained), "--ood", str(other), "--out", str(tmp_path / "1"), "run.threads_per_rank=1")
+    words = [str(trained), "--ood", str(other), "--out", str(tmp_path / "1"), "run.threads_per_rank=1"]
+    alone = launch(*words, cold=True)
     assert alone.returncode == 0, alone.stderr
     expected = (tmp_path / "1" / "evaluation.json").read_bytes()
     for world, size in ((2, 4), (3, 4), (2, 1)):

@@ -15,32 +15,41 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from nt_pretrain.observe.rundir import RunDir
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "configs/tiny.yaml"
+Launched = subprocess.Popen[str] | warm.Started
 
 
 def start(
-    ranks: int, folder: Path, *overrides: str, script: str = "launch/pretrain.py", config: str = TINY
-) -> subprocess.Popen[str]:
-    """Start ``torchrun launch/pretrain.py configs/tiny.yaml`` with output in FOLDER/console.log."""
+    ranks: int,
+    folder: Path,
+    *overrides: str,
+    script: str = "launch/pretrain.py",
+    config: str = TINY,
+    cold: bool = False,
+) -> Launched:
+    """Start ``torchrun launch/pretrain.py configs/tiny.yaml`` with output in FOLDER/console.log.
+
+    Args:
+        cold: load torch anew in each process, as a user's command does; see :mod:`tests.warm`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     # One thread a rank: the order of additions in a kernel must not depend on the cores of the machine.
     arguments += [script, config, f"run.dir={folder.parent}", f"run.name={folder.name}"]
     arguments += ["run.threads_per_rank=1", *overrides]
-    with (folder / "console.log").open("a") as log:
+    environment, path = os.environ | {"OMP_NUM_THREADS": "1"}, folder / "console.log"
+    if not cold:
+        return warm.start(arguments, cwd=ROOT, env=environment, out=path, err=path)
+    with path.open("a") as log:
         return subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment
         )
 
 
-def finish(process: subprocess.Popen[str], folder: Path, *, timeout: float = 200, expect: int = 0) -> None:
+def finish(process: Launched, folder: Path, *, timeout: float = 200, expect: int = 0) -> None:
     """Wait for the end of ``process`` and check its exit code."""
     try:
         code = process.wait(timeout)
@@ -54,7 +63,7 @@ def tail(folder: Path) -> str:
     return "\n".join((folder / "console.log").read_text().splitlines()[-60:])
 
 
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int, *, timeout: float = 120) -> None:
+def wait_for_step(process: Launched, folder: Path, step: int, *, timeout: float = 120) -> None:
     """Wait until the run has logged ``step`` (with observe.log_every_steps=1)."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -125,16 +134,13 @@ def assert_same_run(first: Path, second: Path, step: int) -> None:
     assert not different
 
 
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def workers(process: Launched) -> list[psutil.Process]:
     """The rank processes of a torchrun, in no particular order (without their reader processes)."""
-    found = []
-    for child in psutil.Process(process.pid).children():
-        if any(word.startswith("run.name=") for word in child.cmdline()):
-            found.append(child)
-    return found
+    # torchrun makes each of them the leader of a session.
+    return [child for child in psutil.Process(process.pid).children() if os.getsid(child.pid) == child.pid]
 
 
-def kill_tree(process: subprocess.Popen[str]) -> None:
+def kill_tree(process: Launched) -> None:
     """End a torchrun and everything it started."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.validation import Validation
+from tests import warm
 from tests.data.photos import photo
 from tests.gloo import run_ranks
 from tests.train import launches
@@ -95,8 +95,8 @@ def test_what_a_run_says_of_its_validation(undisturbed: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_saved_on_two_ranks_evaluated_on_one(undisturbed: Path) -> None:
-    command = [sys.executable, "launch/evaluate.py", str(undisturbed)]
-    done = subprocess.run(command, cwd=launches.ROOT, capture_output=True, text=True, check=False)
+    words = ["launch/evaluate.py", str(undisturbed)]
+    done = warm.run(words, cwd=launches.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "ensemble" in done.stdout
     assert (undisturbed / "evaluation").is_dir()

@@ -41,7 +41,7 @@ def test_a_run_killed_twice_equals_an_unkilled_one(corpus, undisturbed):
         draw.choice(launches.workers(process)).kill()
         assert process.wait(120) != 0, f"attempt {attempt}"
         print(f"killed one rank after step {step}")
-    launches.finish(launches.start(2, folder, *corpus.overrides, *OPTIONS), folder)
+    launches.finish(launches.start(2, folder, *corpus.overrides, *OPTIONS, cold=True), folder)
     launches.assert_same_run(undisturbed, folder, STEPS)
 
 

@@ -1,11 +1,11 @@
 """Whole runs at 1, 2 and 4 ranks with parallel.deterministic_reduce are bit-identical, from data to weights."""
 
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
 
+from tests import warm
 from tests.train import launches
 
 OPTIONS = [
@@ -62,9 +62,8 @@ def test_resume_at_another_world_size_goes_on_bit_identically(corpus, whole, tmp
     launches.finish(launches.start(4, elastic, *corpus.overrides, *ALONE, *recipe), elastic)
     launches.assert_same_run(whole, elastic, 20)
     if recipe and recipe[-1] == BLOCKS[-1]:
-        done = subprocess.run(
-            [sys.executable, "launch/evaluate.py", str(elastic)], cwd=launches.ROOT, capture_output=True, text=True
-        )
+        words = ["launch/evaluate.py", str(elastic)]
+        done = warm.run(words, cwd=launches.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
         assert done.returncode == 0 and "ensemble" in done.stdout, done.stdout + done.stderr
     saved = launches.final_tensors(elastic, 20)
     averages = {name: tensor for name, tensor in saved.items() if name.startswith("ema.")}
