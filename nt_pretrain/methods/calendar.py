@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods import children, cyclic, edst, independent, one_phase
+from nt_pretrain.methods import bridge, children, cyclic, edst, independent, one_phase
 from nt_pretrain.methods.phase import Calendar, Phase
 from nt_pretrain.methods.settings import members_of
 from nt_pretrain.models.network import block_count
 
 ENSEMBLES = (
     "treenet", "neurotrails", "deep_ensemble", "dst_ensemble", "edst", "snapshot", "fge", "prune_and_tune",
-    "subnetworks",
+    "subnetworks", "bridge",
 )  # fmt: skip
 CHILDREN = ("prune_and_tune", "subnetworks")
 READ_BY: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,14 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "annealing_decay": CHILDREN,
     "annealing_share": CHILDREN,
     "child_density": CHILDREN,
+    "modes": ("bridge",),
+    "bridge_type": ("bridge",),
+    "bridge_blocks": ("bridge",),
+    "slim": ("bridge",),
+    "mixup": ("bridge",),
+    "curve_share": ("bridge",),
+    "bridge_share": ("bridge",),
+    "control": ("bridge",),
 }
 """Which methods read an option of the section method; all may be told the number of members, so that one configuration
 serves an ensemble and the single model it is compared with. tests/methods checks that no option is missing."""
@@ -76,6 +84,8 @@ def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
             return children.prune_and_tune
         case "subnetworks":
             return children.subnetworks
+        case "bridge":
+            return bridge.phases
 
 
 def method_problems(config: Config) -> list[str]:
@@ -97,6 +107,7 @@ def method_problems(config: Config) -> list[str]:
             f"model.blocks_in_head: {config.model.blocks_in_head}, all blocks, leave {name} no trunk; give heads "
             "fewer, or choose method.name: deep_ensemble"
         )
+    found += bridge.problems(config) if name == "bridge" else []
     return found + _lengths(config) + _children(config)
 
 

@@ -72,9 +72,10 @@ def account(shapes: Shapes, budgets: dict[str, LayerBudget]) -> Accounts:
     )
 
 
-def blocks_on_all_paths(model: ModelSection) -> int:
-    """Blocks that exist: those of the trunk once and those of every head."""
-    return block_count(model) - model.blocks_in_head + model.heads * model.blocks_in_head
+def attention_heads_of_all_blocks(model: ModelSection) -> int:
+    """Attention heads of all blocks that exist: those of each trunk once and those of every head."""
+    in_trunk = model.trunks * (block_count(model) - model.blocks_in_head) * model.attention_heads
+    return in_trunk + model.heads * model.blocks_in_head * (model.attention_heads // model.head_slim)
 
 
 def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
@@ -83,7 +84,8 @@ def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
     Per block 2 products of 2 * hidden * T operations, thrice (forward, and two products each in backward), halved since
     attention is causal: 12 * hidden * T / 2. Every head counts.
     """
-    return 6 * model.hidden * sequence_length * blocks_on_all_paths(model)
+    width = model.hidden // model.attention_heads
+    return 6 * width * sequence_length * attention_heads_of_all_blocks(model)
 
 
 def matrix_weights(shapes: Shapes, budgets: dict[str, LayerBudget]) -> Count:

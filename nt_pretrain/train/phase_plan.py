@@ -8,6 +8,7 @@ from rich.console import Console
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.calendar import calendar_of
+from nt_pretrain.methods.curve import Blend, OnTrunks
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Phase
 from nt_pretrain.train.plan import aligned_table, make_plan, power, render
 
@@ -30,10 +31,14 @@ def in_words(phase: Phase, calendar: Calendar) -> str:
 def start_in_words(phase: Phase) -> str:
     """What a phase starts from."""
     match phase.start:
-        case Clone(parent, _, keeps):
+        case Clone(parent=parent, keeps=keeps):
             if keeps is None:
                 return parent
             return f"{parent}, units {keeps.first:.0%} to {keeps.last:.0%} in {keeps.order} order"
+        case Blend():
+            return phase.start.in_words
+        case OnTrunks(modes):
+            return f"seed {phase.config.run.seed} on the trunk of " + " and ".join(mode.name for mode in modes)
         case Continue(escape):
             return "the phase before" + (f", escape {escape:g}" if escape else "")
         case _:

@@ -65,6 +65,8 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
     # Likewise of versions that knew one backend, one balance and one feed-forward layer only.
     if isinstance(identity.get("sparsity"), dict):
         identity["sparsity"] = {"backend": "masked", "balance": "layer", "stripped": False} | identity["sparsity"]
+    if isinstance(identity.get("model"), dict):
+        identity["model"] = {"head_slim": 1, "trunks": 1} | identity["model"]
     if isinstance(identity.get("model"), dict) and "hidden" in identity["model"]:
         identity["model"] = {"ffn": "swiglu"} | identity["model"]
     if not all(isinstance(identity.get(key), type(value)) for key, value in wanted.items()):
