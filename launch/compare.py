@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default: compare.seeds)")
     parser.add_argument("--budget", choices=["steps", "flops"], help="default: compare.budget")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, metavar="N", help="runs side by side")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: run.dir/compare_NAME of the configuration")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: run.dir/run.name of the configuration")
     parser.add_argument("--job", nargs=2, metavar=("RUN", "HARMS"), help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(arguments)
 
@@ -72,7 +72,7 @@ def _compare(asked: argparse.Namespace) -> None:
     if wrong := missing_files(base):
         raise ConfigErrors(wrong)
     seeds = asked.seeds or base.compare.seeds
-    folder = asked.out or Path(base.run.dir) / f"compare_{base.run.name}"
+    folder = asked.out or Path(base.run.dir) / base.run.name
     jobs = jobs_of(asked.config, overrides, rows, seeds)
     print(f"{len(rows)} rows, {seeds} seeds, {len({job.name for job in jobs.values()})} runs in {folder}")
     run_all(
@@ -82,9 +82,9 @@ def _compare(asked: argparse.Namespace) -> None:
     text = not base.model.classifies
     parts = [units_in_words(rows, seeds), results_table(rows, results, text=text)]
     named = [row.name for row in rows]
-    claims = [claim for claim in base.compare.claims if not unknown_rows((claim,), named)]
+    claims = {says: claim for says, claim in base.compare.claims.items() if not unknown_rows(claim, named)}
     if claims:
-        parts.append(claims_table([judge(claim, results) for claim in claims]))
+        parts.append(claims_table([judge(says, claim, results) for says, claim in claims.items()]))
     page = "\n\n".join(parts)
     print(page)
     figure = _figure(rows, results, folder, base, text=text)

@@ -131,7 +131,9 @@ def _options() -> argparse.Namespace:
         metavar="N",
         help="look inside with the first N validation samples; 0: not at all (%(default)s)",
     )
-    parser.add_argument("--units", type=count, default=6, metavar="K", help="draw K units of each block (%(default)s)")
+    parser.add_argument(
+        "--units", type=count, default=6, metavar="K", help="draw K units of each block; 0: none (%(default)s)"
+    )
     return parser.parse_intermixed_args()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nt_pretrain.comparison.results import Result, Value
@@ -16,23 +17,25 @@ SURE = 2.0
 class Verdict:
     """Of one claim: ``held``, ``not held`` (the difference goes the other way) or ``undecided``; and the difference."""
 
+    says: str
     claim: Claim
     word: str
     difference: Value
 
 
-def judge(claim: Claim, results: dict[str, Result]) -> Verdict:
+def judge(says: str, claim: Claim, results: dict[str, Result]) -> Verdict:
     """The difference of two rows, seed by seed, as both had the same data and the same seeds."""
-    one, other = (results[name].ensemble[claim.measure] for name in (claim.row, claim.than))
+    row, measure, compared, than = claim
+    one, other = (results[name].ensemble[measure] for name in (row, than))
     difference = Value(tuple(a - b for a, b in zip(one.each, other.each, strict=True)))
-    toward = -difference.mean if claim.compared == "lower" else difference.mean
+    toward = -difference.mean if compared == "lower" else difference.mean
     if math.isnan(difference.error) or abs(toward) <= SURE * difference.error:
         word = "undecided"
     else:
         word = "held" if toward > 0 else "not held"
-    return Verdict(claim, word, difference)
+    return Verdict(says, claim, word, difference)
 
 
-def unknown_rows(claims: tuple[Claim, ...], names: list[str]) -> list[str]:
-    """Rows that claims speak of and that are not there."""
-    return sorted({name for claim in claims for name in (claim.row, claim.than) if name not in names})
+def unknown_rows(claim: Claim, names: Collection[str]) -> list[str]:
+    """Rows that a claim speaks of and that are not there."""
+    return [name for name in (claim[0], claim[3]) if name not in names]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import get_args
 
 from nt_pretrain.config.checks import problems
@@ -35,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """One training run with its evaluation; rows may share it."""
+    """One training run with its evaluation; rows may share it. ``source`` is a checksum of the configuration file."""
 
     label: str
     options: tuple[str, ...]
@@ -76,7 +75,8 @@ def rows_of(path: str, overrides: list[str], wanted: list[str]) -> list[Row]:
 
 def jobs_of(path: str, overrides: list[str], rows: list[Row], seeds: int) -> dict[tuple[str, int], Job]:
     """All runs by row and seed; the dense model of as many operations as row R stands under ``dense:R``."""
-    source = zlib.crc32(Path(path).read_bytes())
+    # Rows and claims may change; what is trained is the rest of the file.
+    source = zlib.crc32(load_config(path, []).model_dump_json(exclude={"compare"}).encode())
     found = {}
     for row in rows:
         for seed in range(seeds):

@@ -56,11 +56,9 @@ def claims_table(verdicts: list[Verdict]) -> str:
     """Claims that held, that did not, and that these seeds cannot decide."""
     lines = [_line(["claim", "difference", "verdict"]), _line(["---"] * 3)]
     for verdict in sorted(verdicts, key=lambda each: ["held", "not held", "undecided"].index(each.word)):
-        claim = verdict.claim
-        where = (
-            f"{claim.measure} of {claim.row} less {claim.than}: {written(verdict.difference, claim.measure, sign=True)}"
-        )
-        lines.append(_line([claim.says, where, verdict.word]))
+        row, measure, _, than = verdict.claim
+        where = f"{measure} of {row} less {than}: {written(verdict.difference, measure, sign=True)}"
+        lines.append(_line([verdict.says, where, verdict.word]))
     return "\n".join(lines)
 
 

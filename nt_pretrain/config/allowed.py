@@ -85,7 +85,9 @@ def _words(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(map(str, schema["enum"]))
     if "prefixItems" in schema:
         items = schema["prefixItems"]
-        return f"a list of {len(items)}, each {_words(items[0])}"
+        if all(item == items[0] for item in items):
+            return f"a list of {len(items)}, each {_words(items[0])}"
+        return f"a list of {len(items)}: {'; '.join(map(_words, items))}"
     if schema["type"] == "array":
         return f"a list, each {_words(schema['items'])}"
     if schema["type"] == "object":

@@ -19,6 +19,7 @@ from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config, Kind, OptimSection
 from nt_pretrain.config.stripping import stripping_problems
 from nt_pretrain.methods.calendar import calendar_of, method_problems
+from nt_pretrain.methods.phase import Part
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.network import block_count
@@ -42,8 +43,10 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
     calendar = calendar_of(config)
     told: dict[str, str] = {}
     for phase in calendar:
-        for problem in _problems(phase.config, world_size):
-            told.setdefault(problem, phase.name)
+        wider = [phase.start.wide] if isinstance(phase.start, Part) else []
+        for each in [*wider, phase.config]:
+            for problem in _problems(each, world_size):
+                told.setdefault(problem, phase.name)
     several = len(calendar.phases) > 1
     if several and config.data.curriculum:
         told[f"data.curriculum: is of one phase; method.name: {config.method.name} has several, leave it out"] = ""
@@ -124,7 +127,13 @@ def _model(config: Config) -> list[str]:
     model = config.model
     found = []
     head_dim, rest = divmod(model.hidden, model.attention_heads)
-    if rest:
+    if model.head_width is not None:
+        if model.head_width % 2:
+            found.append(
+                f"model.head_width: {model.head_width} must be even, as rotary positions need; nearest that are: "
+                f"{multiples_near(model.head_width, 2)}"
+            )
+    elif rest:
         near = multiples_near(model.hidden, model.attention_heads)
         found.append(
             f"model.hidden: {model.hidden} is not divisible by model.attention_heads {model.attention_heads}; "
@@ -205,7 +214,7 @@ def _sparsity(config: Config) -> list[str]:
 def _blocks(config: Config, shapes: Shapes) -> list[str]:
     """Widths of the model that a block of ``sparsity.unit`` does not divide."""
     model, unit = config.model, config.sparsity.unit
-    kv_width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
+    kv_width = model.head_dim * (model.kv_heads or model.attention_heads)
     sparse = {extent for name in sparse_names(shapes, config.sparsity.scope) for extent in shapes[name]}
     widths = {
         "model.vocab_size": model.vocab_size,
@@ -213,6 +222,8 @@ def _blocks(config: Config, shapes: Shapes) -> list[str]:
         "model.intermediate": model.intermediate,
         "model.kv_heads * head width": kv_width,
     }
+    if model.head_width is not None:
+        widths["model.attention_heads * model.head_width"] = model.attention_heads * model.head_width
     found = []
     for key, width in widths.items():
         if width in sparse and width % unit:

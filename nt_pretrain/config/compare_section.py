@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from nt_pretrain.config.section import Positive, Section
 
+Name = Annotated[str, Field(pattern=r"^[^|`]+$")]
+"""Of a row, or a claim in words: what may stand in a cell of a Markdown table."""
 Measure = Literal["nll", "accuracy", "ece", "brier", "perplexity", "disagreement", "corrupted_nll"]
-
-
-class Claim(Section):
-    """That one row is lower or higher than another in some measure of the ensemble, by more than chance."""
-
-    says: str = Field(description="The claim in words.")
-    row: str = Field(description="Name of a row.")
-    measure: Measure = Field(description="Of the ensemble; disagreement is of its members.")
-    compared: Literal["lower", "higher"] = Field(description="What the row is claimed to be.")
-    than: str = Field(description="Name of the other row.")
+Claim = tuple[str, Measure, Literal["lower", "higher"], str]
 
 
 class CompareSection(Section):
     """A grid of runs for launch/compare.py: docs/METHODS.md."""
 
-    rows: dict[str, tuple[str, ...]] = Field(
+    rows: dict[Name, tuple[str, ...]] = Field(
         default_factory=dict, description="Name of a row to its options, each section.key=value."
     )
-    claims: tuple[Claim, ...] = Field((), description="What is tested of the results, by differences over seeds.")
+    claims: dict[Name, Claim] = Field(
+        default_factory=dict,
+        description="A claim in words to what is tested by differences over seeds: [row, measure of its ensemble, "
+        "lower or higher, other row].",
+    )
     seeds: Positive = Field(2, description="Runs of each row, with seeds 0, 1, ...")
     budget: Literal["steps", "flops"] = Field(
         "steps",

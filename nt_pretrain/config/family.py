@@ -12,8 +12,8 @@ READ_BY: tuple[tuple[tuple[Kind, ...], Options], ...] = (
         ("text",),
         {
             "model": (
-                "vocab_size", "hidden", "intermediate", "ffn", "layers", "attention_heads", "kv_heads", "rope_base",
-                "norm_eps", "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
+                "vocab_size", "hidden", "intermediate", "ffn", "layers", "attention_heads", "head_width", "kv_heads",
+                "rope_base", "norm_eps", "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
             ),
             "data": ("tokenizer", "sequence_length", "packing"),
             "train": ("loss_chunk",),
@@ -24,7 +24,7 @@ READ_BY: tuple[tuple[tuple[Kind, ...], Options], ...] = (
     (
         ("pictures",),
         {
-            "model": ("small_stem", "output_bias", "zero_last_norm"),
+            "model": ("channels", "small_stem", "output_bias", "zero_last_norm"),
             "data": ("picture_size", "picture_shorter", "picture_area", "picture_jitter"),
             "parallel": ("batch_norm",),
         },

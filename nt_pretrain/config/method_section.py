@@ -10,7 +10,7 @@ from nt_pretrain.config.section import Fraction, Inside, Positive, Section
 
 MethodName = Literal[
     "none", "dense", "treenet", "neurotrails", "set", "rigl", "static", "deep_ensemble", "dst_ensemble", "edst",
-    "snapshot", "fge", "prune_and_tune", "subnetworks", "bridge",
+    "snapshot", "fge", "prune_and_tune", "subnetworks", "ex_uno_plures", "bridge",
 ]  # fmt: skip
 
 
@@ -45,10 +45,22 @@ class MethodSection(Section):
     parent: str = Field(
         "",
         description="prune_and_tune, subnetworks: run or checkpoint whose children are tuned; default: a parent is "
-        "trained first.",
+        "trained first. ex_uno_plures: whose units are dealt.",
     )
-    parent_share: Inside = Field(
-        0.7, description="prune_and_tune, subnetworks: share of train.steps that the parent is trained for."
+    parent_share: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None,
+        description="prune_and_tune, subnetworks: share of train.steps that the parent is trained for; default 0.7. "
+        "ex_uno_plures: the same, before its units are dealt; default 0: at its initial values.",
+    )
+    dealing: Literal["sequential", "interleaved"] = Field(
+        "interleaved",
+        description="ex_uno_plures: the first member gets the best units, the second the best of the remainder; or "
+        "members get units by turns, so that they are alike.",
+    )
+    residual: Literal["split", "whole"] = Field(
+        "split",
+        description="ex_uno_plures of text: hidden units of the residual stream are dealt to members too; or each "
+        "member has them all, and embedding and output layer of its own.",
     )
     tune_share: Fraction = Field(
         0.05, description="prune_and_tune, subnetworks: share of train.steps that each child is tuned for."

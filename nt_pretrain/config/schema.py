@@ -71,7 +71,12 @@ class ModelSection(Section):
         "between them, whose hidden units can be exactly 0.",
     )
     layers: Positive = Field(12, description="Text: blocks on the path of one head: trunk blocks plus blocks_in_head.")
-    attention_heads: Positive = Field(12, description="Text: attention heads of a block; must divide hidden.")
+    attention_heads: Positive = Field(
+        12, description="Text: attention heads of a block; must divide hidden unless head_width is given."
+    )
+    head_width: Positive | None = Field(
+        None, description="Text: dimensions of an attention head, an even number; default hidden / attention_heads."
+    )
     kv_heads: Positive | None = Field(
         None, description="Text: key/value heads (grouped-query); default attention_heads."
     )
@@ -90,6 +95,11 @@ class ModelSection(Section):
     classes: Positive = Field(
         1000, description="Pictures, rows: classes of the classifier; must equal those of the data."
     )
+    channels: tuple[Positive, ...] | None = Field(
+        None,
+        description="Pictures: channels of the stem, then those inside the blocks of each stage; default: the "
+        "family's, such as [64, 64, 128, 256, 512] of resnet18, resnet34 and resnet50.",
+    )
     small_stem: bool = Field(
         False, description="Pictures: a 3x3 stem at full size instead of 7x7 with pooling, for sizes of 32 or 64."
     )
@@ -102,6 +112,11 @@ class ModelSection(Section):
     widths: tuple[Positive, ...] = Field(
         (64, 64), description="Rows: widths of the hidden layers on the path of one head, each a block."
     )
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of an attention head: ``head_width``, or what its default stands for."""
+        return self.head_width or self.hidden // self.attention_heads
 
     @property
     def data(self) -> Kind:

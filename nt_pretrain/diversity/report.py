@@ -61,7 +61,7 @@ def write_report(wanted: Wanted, curves: Path | None, progress: Progress, tell: 
         ("run", "run", section_run.facts(rundir, ensemble)),
         ("numbers", "validation", section_run.numbers(rundir, ensemble)),
         ("curves", "curves", section_run.curves(curves)),
-        ("evaluation", "evaluation", section_run.evaluation(rundir)),
+        ("evaluation", "evaluation", section_run.evaluation(rundir, ensemble)),
     ]
     heading = title(rundir)
     rundir.report.mkdir(parents=True, exist_ok=True)
@@ -97,8 +97,9 @@ def _inside(wanted: Wanted, progress: Progress) -> tuple[Opened, list[Part]]:
     units = wanted.units
     if probe.is_pictures:
         parts.append(("maps", "where voices look", section_maps.maps(opened.voices, probe, progress)))
-        drawn = section_features.features(opened.voices, inside, probe, units, progress)
-        parts.append(("features", "features", drawn))
+        if units:
+            drawn = section_features.features(opened.voices, inside, probe, units, progress)
+            parts.append(("features", "features", drawn))
     elif probe.is_text:
         parts += _text(opened, probe, inside, units, progress)
     return opened, parts
@@ -106,10 +107,10 @@ def _inside(wanted: Wanted, progress: Progress) -> tuple[Opened, list[Part]]:
 
 def _text(opened: Opened, probe: Probe, inside: Inside, units: int, progress: Progress) -> list[Part]:
     tokenizer = load_tokenizer(opened.config.data.tokenizer)
-    return [
-        ("tokens", "tokens", section_text.coloured(opened.voices, probe, tokenizer, progress)),
-        ("units", "units", section_text.answers(opened.voices, inside, probe, tokenizer, units, progress)),
-    ]
+    parts = [("tokens", "tokens", section_text.coloured(opened.voices, probe, tokenizer, progress))]
+    if units:
+        parts.append(("units", "units", section_text.answers(opened.voices, inside, probe, tokenizer, units, progress)))
+    return parts
 
 
 def _ensemble(path: Path) -> Ensemble | None:

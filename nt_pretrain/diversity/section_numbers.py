@@ -21,7 +21,7 @@ def likeness(voices: list[Voice], inside: Inside) -> str:
     names = [voice.name for voice in voices]
     if not inside.blocks:
         return section("inside", "Representations", paragraph("All blocks are shared: there is nothing to compare."))
-    shared = f"Blocks 0 to {inside.shared - 1} of {inside.depth} are the shared trunk. " if inside.shared else ""
+    shared = f"The first {inside.shared} of {inside.depth} blocks are the shared trunk. " if inside.shared else ""
     lead = hint(
         f"{shared}Linear CKA of {inside.samples:,} probe samples: 1 means that two voices represent them alike up to "
         "rotation and scale, 0 that nothing is shared. Falling values say that voices part ways with depth."

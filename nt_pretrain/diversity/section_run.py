@@ -84,9 +84,9 @@ def curves(picture: Path | None) -> str:
     return section("curves", "Curves", lead, image(picture.read_bytes(), "training curves", classes="plot"))
 
 
-def evaluation(rundir: RunDir) -> str:
+def evaluation(rundir: RunDir, ensemble: Ensemble | None) -> str:
     """Tables and figures of the newest evaluation; "" where there is none that can be read."""
-    folder, record = _newest(rundir)
+    folder, record = _newest(rundir, ensemble is not None)
     if folder is None:
         return ""
     count = f"{record['set']['samples']:,} {record['data']['units']}"
@@ -131,7 +131,10 @@ def _of_config(config: Config) -> list[tuple[str, str]]:
     model, sparsity = config.model, config.sparsity
     heads = f"{model.heads} heads" if model.heads > 1 else "1 head"
     rows = [("network", f"{model.family}, {heads}, {model.blocks_in_head} blocks in each head")]
-    if not model.classifies:
+    if model.data == "rows":
+        widths = " – ".join(str(width) for width in (model.features, *model.widths, model.classes))
+        rows.append(("size", f"{widths} units"))
+    if model.data == "text":
         rows.append(("size", f"hidden {model.hidden:,}, {model.layers} blocks, vocabulary {model.vocab_size:,}"))
     if sparsity.density < 1:
         rows.append(
@@ -145,26 +148,29 @@ def _of_config(config: Config) -> list[tuple[str, str]]:
 
 def _spent(rows: list[Row]) -> list[tuple[str, str]]:
     hours, found = last(rows, "time/hours"), []
-    for samples in ("tokens", "pictures"):
+    for samples in ("tokens", "pictures", "rows"):
         count = last(rows, f"{samples}/total")
         if count is not None and hours is not None:
             found.append(("trained on", f"{count:,.0f} {samples} in {duration(hours * 3600)}"))
     return found
 
 
-def _newest(rundir: RunDir) -> tuple[Path | None, dict[str, Any]]:
-    """The evaluation of the latest step, of these the one written last."""
+def _newest(rundir: RunDir, is_ensemble: bool) -> tuple[Path | None, dict[str, Any]]:
+    """The evaluation of the latest step, of these the one written last; those of an ensemble's members together have no
+    step, and come first for an ensemble.
+    """
     found = []
     for path in rundir.evaluation.glob(f"*/{RECORD}") if rundir.evaluation.is_dir() else []:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            found.append((record["step"], path.stat().st_mtime, str(path), record))
+            fits = (record["step"] is None) == is_ensemble
             record["set"]["samples"], record["members"], record["data"]["units"], record["data"]["locations"]
+            found.append((fits, record["step"] or 0, path.stat().st_mtime, str(path), record))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # of another version, or half written: the page says nothing of it
     if not found:
         return None, {}
-    _, _, name, record = max(found, key=lambda each: each[:3])
+    *_, name, record = max(found, key=lambda each: each[:4])
     return Path(name).parent, record
 
 

@@ -31,6 +31,8 @@ def exportable(chosen: Chosen, head: int, *, world: int) -> tuple[Chosen, Vision
     wrong = [f"{world} ranks were started; an export takes one process, without torchrun"] if world > 1 else []
     if not model.sees_pictures or vision_of(model).is_for_small_pictures:
         wrong.append(f"model.family {model.family} has no layout in timm; resnet18, resnet34 and resnet50 have")
+    elif model.channels is not None:
+        wrong.append(f"model.channels {list(model.channels)}: timm's {model.family} has channels of its own")
     if wrong:
         raise ConfigErrors(wrong)
     return chosen, vision_of(model)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods import bridge, children, cyclic, edst, independent, one_phase
+from nt_pretrain.methods import bridge, children, cyclic, edst, ex_uno_plures, independent, one_phase
 from nt_pretrain.methods.phase import Calendar, Phase
 from nt_pretrain.methods.settings import members_of
 from nt_pretrain.models.network import block_count
 
 ENSEMBLES = (
     "treenet", "neurotrails", "deep_ensemble", "dst_ensemble", "edst", "snapshot", "fge", "prune_and_tune",
-    "subnetworks", "bridge",
+    "subnetworks", "ex_uno_plures", "bridge",
 )  # fmt: skip
 CHILDREN = ("prune_and_tune", "subnetworks")
 READ_BY: dict[str, tuple[str, ...]] = {
@@ -24,8 +24,10 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "refine_schedule": ("edst",),
     "lowest_lr": ("fge",),
     "start": ("fge",),
-    "parent": CHILDREN,
-    "parent_share": CHILDREN,
+    "parent": (*CHILDREN, "ex_uno_plures"),
+    "parent_share": (*CHILDREN, "ex_uno_plures"),
+    "dealing": ("ex_uno_plures",),
+    "residual": ("ex_uno_plures",),
     "tune_share": CHILDREN,
     "tune_lr": CHILDREN,
     "masks": ("prune_and_tune",),
@@ -84,6 +86,8 @@ def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
             return children.prune_and_tune
         case "subnetworks":
             return children.subnetworks
+        case "ex_uno_plures":
+            return ex_uno_plures.phases
         case "bridge":
             return bridge.phases
 
@@ -107,6 +111,8 @@ def method_problems(config: Config) -> list[str]:
             f"model.blocks_in_head: {config.model.blocks_in_head}, all blocks, leave {name} no trunk; give heads "
             "fewer, or choose method.name: deep_ensemble"
         )
+    if name == "ex_uno_plures":
+        found += ex_uno_plures.unfitting(config)
     found += bridge.problems(config) if name == "bridge" else []
     return found + _lengths(config) + _children(config)
 
@@ -135,6 +141,8 @@ def _children(config: Config) -> list[str]:
     found = []
     if method.parent and method.parent_share != MethodSection().parent_share:
         found.append("method.parent_share: no parent is trained, since method.parent is given; leave one of them out")
+    if method.parent_share == 0.0:
+        found.append(f"method.parent_share: 0 leaves {method.name} no trained parent; give a larger share")
     if method.annealing == "none":
         default = MethodSection()
         found += [

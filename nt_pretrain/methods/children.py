@@ -14,11 +14,13 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.methods.annealing import Annealing
 from nt_pretrain.methods.phase import Clone, Fresh, Phase, Slice, changed, of_length, seed_of
-from nt_pretrain.methods.settings import dense, members_of, single
+from nt_pretrain.methods.settings import dense, members_of, shaped, single
 
 WARMUP = 0.1
 """Share of the tuning that warms up, to fall along a cosine to FLOOR afterwards."""
 FLOOR = 1e-6
+PARENT_SHARE = 0.7
+"""Default of ``method.parent_share``."""
 
 
 def prune_and_tune(config: Config) -> list[Phase]:
@@ -52,14 +54,13 @@ def _family(config: Config, slices: list[Slice]) -> list[Phase]:
     method, model = config.method, single(dense(config))
     found = []
     if not method.parent:
-        steps = max(1, round(method.parent_share * config.total_steps))
+        share = PARENT_SHARE if method.parent_share is None else method.parent_share
+        steps = max(1, round(share * config.total_steps))
         found.append(Phase("parent", of_length(model, steps), Fresh(), emits="parent", speaks=False))
     steps = max(1, round(method.tune_share * config.total_steps))
     for child, kept in enumerate(slices):
-        tuning = {
-            "optim.lr": config.optim.lr * method.tune_lr, "optim.schedule": "cosine", "optim.min_lr_ratio": FLOOR,
-            "optim.warmup_steps": round(WARMUP * steps), "run.seed": seed_of(config, child + 1),
-        }  # fmt: skip
+        tuning = shaped("cosine", min_lr_ratio=FLOOR, lr=config.optim.lr * method.tune_lr)
+        tuning |= {"optim.warmup_steps": round(WARMUP * steps), "run.seed": seed_of(config, child + 1)}
         # The last layer stays whole, as the authors' does; of text the embedding with it.
         topology = {
             "sparsity.density": kept.last - kept.first, "sparsity.distribution": "uniform",

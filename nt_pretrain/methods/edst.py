@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.phase import Continue, Fresh, Phase, changed, of_length, seed_of, shares
-from nt_pretrain.methods.settings import members_of, single
+from nt_pretrain.methods.settings import members_of, shaped, single
 
-CONSTANT = {"optim.schedule": "linear", "optim.min_lr_ratio": 1.0}
+CONSTANT = shaped("linear", min_lr_ratio=1.0)
 """After the warm-up the full learning rate all along."""
 
 
@@ -26,9 +26,9 @@ def phases(config: Config) -> list[Phase]:
         "optim.lr": config.optim.lr * method.refine_lr,
         "optim.warmup_steps": 0,
         **(
-            {"optim.schedule": "step", "optim.milestones": (0.5,), "optim.decay_factor": 0.1}
+            shaped("step", milestones=(0.5,), decay_factor=0.1)
             if method.refine_schedule == "step"
-            else {"optim.schedule": "cosine"}
+            else shaped("cosine", min_lr_ratio=_floor(config))
         ),
     }
     found = [Phase("explore", explore, Fresh())]
@@ -37,3 +37,8 @@ def phases(config: Config) -> list[Phase]:
         start = Continue(escape=method.escape_rate if number else 0.0)
         found.append(Phase(f"refine_{number}", own, start, emits=f"ticket_{number}"))
     return found
+
+
+def _floor(config: Config) -> float:
+    """Where a cosine ends: as the configured schedule does, if that says."""
+    return config.optim.min_lr_ratio if config.optim.schedule != "step" else 0.0

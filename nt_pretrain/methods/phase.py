@@ -16,6 +16,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.methods.annealing import Annealing
 from nt_pretrain.methods.curve import Blend, Curve, Distillation, OnTrunks
+from nt_pretrain.models.partition import Order, Residual
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,28 @@ class Clone:
     speaks: bool = False
 
 
-Start = Fresh | Continue | Clone | Blend | OnTrunks
+@dataclass(frozen=True)
+class Part:
+    """Some of the units of a wider model, packed as a narrower one, without moments: its part ``number`` of ``of``.
+
+    Attributes:
+        wide: configuration of the wider model; with its ``run.seed`` it says its initial values.
+        dealing: how units are dealt, by their score.
+        residual: whether those of the residual stream are dealt too.
+        parent: as in :class:`Clone`; "": the wider model at its initial values.
+        given: as in :class:`Clone`.
+    """
+
+    wide: Config
+    number: int
+    of: int
+    dealing: Order
+    residual: Residual
+    parent: str = ""
+    given: bool = False
+
+
+Start = Fresh | Continue | Clone | Part | Blend | OnTrunks
 
 
 @dataclass(frozen=True)

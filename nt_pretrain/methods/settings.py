@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from nt_pretrain.config.schema import Config, SparsitySection
+from nt_pretrain.config.schema import Config, OptimSection, SparsitySection
 from nt_pretrain.methods.phase import changed
 
 WHOLE_MODEL = {"heads": "all", "head_blocks": "no_vocab"}
 """Scopes that only an ensemble of heads has, and what they are of a single model."""
+
+
+def shaped(schedule: str, **options: object) -> dict[str, object]:
+    """Changes that give the learning rate another shape: what the old one read and this one does not is gone."""
+    default = OptimSection()
+    shape = {f"optim.{key}": getattr(default, key) for key in ("min_lr_ratio", "milestones", "decay_factor")}
+    return shape | {"optim.schedule": schedule} | {f"optim.{key}": value for key, value in options.items()}
 
 
 def members_of(config: Config) -> int:

@@ -81,11 +81,11 @@ def attention_heads_of_all_blocks(model: ModelSection) -> int:
 def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
     """Floating point operations of attention scores and their weighted sums per trained token, forward and backward.
 
-    Per block 2 products of 2 * hidden * T operations, thrice (forward, and two products each in backward), halved since
-    attention is causal: 12 * hidden * T / 2. Every head counts.
+    Per block 2 products of 2 * W * T operations, W the width of all its attention heads together (in general that of
+    the model), thrice (forward, and two products each in backward), halved since attention is causal: 12 * W * T / 2.
+    Every head counts.
     """
-    width = model.hidden // model.attention_heads
-    return 6 * width * sequence_length * attention_heads_of_all_blocks(model)
+    return 6 * model.head_dim * sequence_length * attention_heads_of_all_blocks(model)
 
 
 def matrix_weights(shapes: Shapes, budgets: dict[str, LayerBudget]) -> Count:

@@ -72,7 +72,7 @@ def empty_cache(
     if missing := [each for each in numbers if str(each) not in model.heads]:
         raise ValueError(f"there is no head {missing[0]}; the model has {', '.join(model.heads)}")
     norm = _head(model, numbers[0]).norm.weight
-    kv_heads, head_dim = section.kv_heads or section.attention_heads, section.hidden // section.attention_heads
+    kv_heads, head_dim = section.kv_heads or section.attention_heads, section.head_dim
     if section.trunks > 1:
         raise ValueError("a network of two trunks cannot go on token by token; choose another member")
     # One query against bfloat16 keys takes torch's CPU several times longer than against float32 ones.

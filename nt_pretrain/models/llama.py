@@ -41,7 +41,7 @@ def make_context(model: ModelSection, documents_BT: Tensor) -> Context:
 
 def rotary_tables(model: ModelSection, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of positions 0 to ``length`` - 1, each [length, D] fp32."""
-    head_dim = model.hidden // model.attention_heads
+    head_dim = model.head_dim
     frequency = model.rope_base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim)
     angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = model.attention_heads // slim
         self.kv_heads = (model.kv_heads or model.attention_heads) // slim
-        self.head_dim = model.hidden // model.attention_heads
+        self.head_dim = model.head_dim
         self.query = nn.Linear(model.hidden, self.heads * self.head_dim, bias=False)
         self.key = nn.Linear(model.hidden, self.kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(model.hidden, self.kv_heads * self.head_dim, bias=False)

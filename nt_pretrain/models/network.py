@@ -11,7 +11,7 @@ from nt_pretrain.models.llama import Context, make_context
 from nt_pretrain.models.mlp import MlpModel, build_mlp
 from nt_pretrain.models.mlp_init import initial_mlp_values
 from nt_pretrain.models.multihead import MultiHead
-from nt_pretrain.models.vision import BLOCKS, VisionModel, build_vision
+from nt_pretrain.models.vision import STAGES, VisionModel, build_vision
 from nt_pretrain.models.vision_init import initial_vision_values
 
 
@@ -33,6 +33,7 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
         output_bias=model.output_bias,
         zero_last_norm=model.zero_last_norm,
         label_smoothing=label_smoothing,
+        channels=model.channels,
     )
 
 
@@ -85,4 +86,4 @@ def block_count(model: ModelSection) -> int:
     """Blocks on the path of one head: trunk blocks plus ``blocks_in_head``."""
     if model.family == "llama":
         return model.layers
-    return len(model.widths) if model.family == "mlp" else len(BLOCKS[model.family])
+    return len(model.widths) if model.family == "mlp" else sum(STAGES[model.family])

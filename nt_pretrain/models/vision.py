@@ -26,16 +26,24 @@ from nt_pretrain.models.wide_resnet import WideBlock, WideStem
 
 Family = Literal["resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"]
 
-BLOCKS: dict[Family, list[BlockShape]] = {
-    "resnet18": block_shapes((2, 2, 2, 2), (64, 128, 256, 512), before=64, expansion=1),
-    "resnet34": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=1),
-    "resnet50": block_shapes((3, 4, 6, 3), (64, 128, 256, 512), before=64, expansion=4),
-    "resnet20": block_shapes((3, 3, 3), (16, 32, 64), before=16, expansion=1),
-    "wide_resnet28_10": block_shapes((4, 4, 4), (160, 320, 640), before=16, expansion=1),
+STAGES: dict[Family, tuple[int, ...]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet20": (3, 3, 3),
+    "wide_resnet28_10": (4, 4, 4),
 }
-"""The residual blocks of each family, first to last. resnet20 is that of He et al. 2015, section 4.2, for small
-pictures; where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
+"""Residual blocks in each stage of each family. resnet20 is that of He et al. 2015, section 4.2, for small pictures;
+where its blocks change shape it has 1x1 convolutions beside them, as in the others (the paper's own: zeros).
 """
+CHANNELS: dict[Family, tuple[int, ...]] = {
+    "resnet18": (64, 64, 128, 256, 512),
+    "resnet34": (64, 64, 128, 256, 512),
+    "resnet50": (64, 64, 128, 256, 512),
+    "resnet20": (16, 16, 32, 64),
+    "wide_resnet28_10": (16, 160, 320, 640),
+}
+"""Channels of the stem, and inside the blocks of each stage."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class VisionModel:
         zero_last_norm: the last gain of each residual block starts at 0, so that blocks start as the identity (Goyal et
             al. 2017, arXiv 1706.02677). A WideResNet block has no norm at its end.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
+        channels: of the stem, and inside the blocks of each stage; None: those of the family, :data:`CHANNELS`.
 
     Raises:
         ValueError: values that no network can have, with those that it can; a line for each.
@@ -70,18 +79,25 @@ class VisionModel:
     output_bias: bool = False
     zero_last_norm: bool = False
     label_smoothing: float = 0.0
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.family not in BLOCKS:
-            raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(BLOCKS)}")
+        if self.family not in STAGES:
+            raise ValueError(f"model.family: {self.family!r} is no network known here; known: {', '.join(STAGES)}")
+        usual = CHANNELS[self.family]
+        if self.channels is not None and len(self.channels) != len(usual):
+            raise ValueError(
+                f"model.channels: {list(self.channels)} are {len(self.channels)} numbers; {self.family} has a stem and "
+                f"{len(usual) - 1} stages, by default {list(usual)}"
+            )
         wrong = []
         for name, value in (("classes", self.classes), ("heads", self.heads)):
             if value < 1:
                 wrong.append(f"model.{name}: {value} must be at least 1")
-        if not 0 <= self.blocks_in_head <= len(self.blocks):
+        if not 0 <= self.blocks_in_head <= len(self._whole):
             wrong.append(
-                f"model.blocks_in_head: {self.blocks_in_head} of the {len(self.blocks)} blocks of {self.family}; a "
-                f"head owns 0 (only its classifier) to {len(self.blocks)} (a deep ensemble)"
+                f"model.blocks_in_head: {self.blocks_in_head} of the {len(self._whole)} blocks of {self.family}; a "
+                f"head owns 0 (only its classifier) to {len(self._whole)} (a deep ensemble)"
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             wrong.append(f"train.label_smoothing: {self.label_smoothing} must be at least 0 and below 1")
@@ -89,7 +105,7 @@ class VisionModel:
             wrong.append(f"model.small_stem: has no effect on {self.family}, whose stem is always small; leave out")
         if self.is_wide and self.zero_last_norm:
             wrong.append(f"model.zero_last_norm: has no effect on {self.family}, whose blocks end without a norm")
-        narrow = {channels for shape in BLOCKS[self.family] for channels in (shape.inside, shape.after)}
+        narrow = {channels for shape in self._whole for channels in (shape.inside, shape.after)}
         if wide := sorted(each for each in narrow if each % self.head_slim):
             wrong.append(f"model.head_slim: {self.head_slim} does not divide the {wide[0]} channels of {self.family}")
         if wrong:
@@ -98,7 +114,7 @@ class VisionModel:
     @property
     def blocks(self) -> list[BlockShape]:
         """On the path of a head, first to last."""
-        whole = BLOCKS[self.family]
+        whole = self._whole
         if not self.blocks_in_head or self.head_slim == self.trunks == 1:
             return whole
         head = [
@@ -108,6 +124,13 @@ class VisionModel:
         ]  # fmt: skip
         head[0] = replace(head[0], before=whole[self.trunk_blocks].before * self.trunks)
         return whole[: self.trunk_blocks] + head
+
+    @property
+    def _whole(self) -> list[BlockShape]:
+        """Of a head as wide as the trunk."""
+        stem, *stages = self.channels or CHANNELS[self.family]
+        expansion = 4 if self.family == "resnet50" else 1
+        return block_shapes(STAGES[self.family], tuple(stages), before=stem, expansion=expansion)
 
     @property
     def is_wide(self) -> bool:
@@ -121,7 +144,7 @@ class VisionModel:
     @property
     def trunk_blocks(self) -> int:
         """Blocks that the trunk holds; 0 also in a deep ensemble, which has no trunk."""
-        return len(BLOCKS[self.family]) - self.blocks_in_head
+        return len(self._whole) - self.blocks_in_head
 
 
 def _stem(model: VisionModel) -> nn.Module:

@@ -66,6 +66,8 @@ class RunDir:
         self.ranks = self.path / "ranks"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.members = self.path / "members"
+        self.ensemble = self.path / "ensemble.json"
         self.report = self.path / "report"
         self.evaluation = self.path / "evaluation"
         self.lock = self.path / "LOCK"

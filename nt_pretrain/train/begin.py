@@ -8,11 +8,12 @@ from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.load import Found
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.curve import Blend, OnTrunks
-from nt_pretrain.methods.phase import Calendar, Clone, Continue, Fresh, Phase
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Fresh, Part, Phase
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.blend import blended_state, state_on_trunks
 from nt_pretrain.train.clone import cloned_state
 from nt_pretrain.train.members import Members
+from nt_pretrain.train.part import part_state
 from nt_pretrain.train.state import TrainState, fresh_state
 
 
@@ -24,6 +25,9 @@ def initial_state(phase: Phase, members: Members, ranks: Ranks) -> TrainState:
     """
     if isinstance(phase.start, Clone):
         return cloned_state(phase, members.parent_of(phase.start), members.tokenizer, ranks)
+    if isinstance(phase.start, Part):
+        found = members.parent_of(phase.start) if phase.start.parent else None
+        return part_state(phase, found, members.tokenizer, ranks)
     if isinstance(phase.start, Blend):
         return blended_state(phase, members.parts_of(phase.start), ranks)
     if isinstance(phase.start, OnTrunks):

@@ -21,8 +21,8 @@ from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.curve import Blend, Mode, OnTrunks
-from nt_pretrain.methods.manifest import NAME, Ensemble, Member, read_ensemble, write_ensemble
-from nt_pretrain.methods.phase import Calendar, Clone, Continue, Phase, changed
+from nt_pretrain.methods.manifest import Ensemble, Member, read_ensemble, write_ensemble
+from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase, changed
 from nt_pretrain.methods.settings import dense, single
 from nt_pretrain.observe.rundir import RunDir, write_atomic
 from nt_pretrain.parallel.mesh import Ranks
@@ -46,13 +46,13 @@ class Members:
 
     @property
     def manifest(self) -> Path:
-        return self.rundir.path / NAME
+        return self.rundir.ensemble
 
     def folder(self, name: str) -> Path:
         """Run directory of a member."""
-        return self.rundir.path / "members" / name
+        return self.rundir.members / name
 
-    def parent_of(self, start: Clone) -> Found:
+    def parent_of(self, start: Clone | Part) -> Found:
         """The parent's checkpoint; every child of a run gets the same one. Collective.
 
         Raises:
@@ -174,6 +174,15 @@ class Members:
                 known = {each.name: each.sha256 for each in self._all()}
                 found |= {"from": "clone", "parent": parent, "parent_sha256": known[_listed_as(phase.start)]}
                 found |= {"keeps": asdict(keeps)} if keeps is not None else {}
+            case Part() as part:
+                found |= {
+                    "from": "part", "part": part.number, "of": part.of, "score": "L1 norm of incoming weights",
+                    "dealing": part.dealing, "residual": part.residual, "parent": part.parent or "initial values",
+                }  # fmt: skip
+                if part.parent:
+                    found["parent_sha256"] = {each.name: each.sha256 for each in self._all()}[_listed_as(part)]
+                else:
+                    found["parent_seed"] = part.wide.run.seed
             case Blend(parts):
                 found |= {"from": "a blend", "parts": {mode.name: share for mode, share in parts}}
             case OnTrunks(modes):
@@ -194,7 +203,7 @@ class Members:
             return Ensemble({}, self.config.eval.ensemble, [])
         return read_ensemble(self.manifest)
 
-    def _parent(self, start: Clone) -> tuple[str, str]:
+    def _parent(self, start: Clone | Part) -> tuple[str, str]:
         """Where the parent lies, and the hash it must have, "" for one from elsewhere that no child had yet."""
         for each in self._all():
             if each.name == _listed_as(start):
@@ -203,11 +212,11 @@ class Members:
             return start.parent, ""
         raise CheckpointError(f"{self.manifest} lists no {start.parent}, of which a child is to be made")
 
-    def _list_parent(self, start: Clone, found: Found) -> bool:
+    def _list_parent(self, start: Clone | Part, found: Found) -> bool:
         run = os.path.relpath(found.path.parent.parent, self.rundir.path)
         parent = Member(_listed_as(start), run, found.step, _hash(found.path), made={"from": start.parent})
         before = self._listed()
-        kind = "members" if start.speaks else "others"
+        kind = "members" if isinstance(start, Clone) and start.speaks else "others"
         lists: dict[str, Any] = {kind: [*getattr(before, kind), parent]}
         write_ensemble(self.rundir.path, replace(before, **lists))
         return True
@@ -217,8 +226,10 @@ class Members:
         return [*listed.others, *listed.members]
 
 
-def _listed_as(start: Clone) -> str:
-    return start.listed if start.given else start.parent
+def _listed_as(start: Clone | Part) -> str:
+    if not start.given:
+        return start.parent
+    return start.listed if isinstance(start, Clone) else "parent"
 
 
 def _hash(checkpoint: Path) -> str:

@@ -231,16 +231,17 @@ def _shards(name: str, sizes: MeshSizes) -> int:
 def saved_per_token_of_block(model: ModelSection, recompute: str = "none", tensor: int = 1) -> float:
     """Elements that one block saves for its backward per token, on one of ``tensor`` ranks that share it.
 
-    Input, normalised and scaled input of both norms (6 hidden), query and attention output (2 hidden), key and value,
-    and of SwiGLU gate, its activation, up and their product (4 intermediate), of ReLU its output, and its square where
-    it is squared. Tensor ranks divide all of it, but each keeps what it gathered for its products (2 hidden).
+    Input, normalised and scaled input of both norms (6 hidden), query and attention output (2 widths of all attention
+    heads, in general 2 hidden), key and value, and of SwiGLU gate, its activation, up and their product (4
+    intermediate), of ReLU its output, and its square where it is squared. Tensor ranks divide all of it, but each keeps
+    what it gathered for its products (2 hidden).
 
     Args:
         recompute: as ``parallel.activation_checkpoint``; then only inputs of what is computed again are kept.
     """
-    kv_width = model.hidden // model.attention_heads * (model.kv_heads or model.attention_heads)
+    kv_width, width = model.head_dim * (model.kv_heads or model.attention_heads), model.head_dim * model.attention_heads
     inside = {"swiglu": 4, "relu": 1, "relu2": 2}[model.ffn] * model.intermediate
-    attention, ffn = 5 * model.hidden + 2 * kv_width, 3 * model.hidden + inside
+    attention, ffn = 3 * model.hidden + 2 * width + 2 * kv_width, 3 * model.hidden + inside
     gathered = model.hidden if tensor > 1 else 0
     if recompute == "full":
         return model.hidden / tensor

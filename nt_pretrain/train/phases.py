@@ -10,11 +10,11 @@ from nt_pretrain.parallel.mesh import set_timeout
 from nt_pretrain.train import readings
 from nt_pretrain.train.begin import go_over
 from nt_pretrain.train.beside import weights_beside
+from nt_pretrain.train.costs import executed_per_sample
 from nt_pretrain.train.curve import losses_on
 from nt_pretrain.train.loop import Parts, train
 from nt_pretrain.train.members import Members
 from nt_pretrain.train.phase_plan import in_words
-from nt_pretrain.train.plan import make_plan
 from nt_pretrain.train.state import identity
 
 
@@ -63,7 +63,7 @@ def _next(parts: Parts, calendar: Calendar, members: Members) -> Parts:
     parts.watchdog.at(state.step, f"beginning phase {phase.name}")
     with parts.meter.paused():
         go_over(state, phase, members, ranks)
-    parts.meter.flops_per_sample = make_plan(phase.config, ranks.world).flops_per_sample_executed
+    parts.meter.flops_per_sample = executed_per_sample(phase)
     density = readings.of_topology(state.budgets) if state.budgets else {}
     parts.observer.phase_begins(state.step, in_words(phase, calendar), density)
     checkpoints = parts.checkpoints

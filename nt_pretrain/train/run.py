@@ -37,13 +37,13 @@ from nt_pretrain.train import readings
 from nt_pretrain.train.anneal import goes_on
 from nt_pretrain.train.begin import empty_state, initial_state, phase_of
 from nt_pretrain.train.checkpoints import Checkpoints
+from nt_pretrain.train.costs import executed_per_sample
 from nt_pretrain.train.failures import exit_code_of, explained, words_of
 from nt_pretrain.train.loop import Parts, validation_is_due
 from nt_pretrain.train.members import Members
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.phase_plan import render_run
 from nt_pretrain.train.phases import train_phases
-from nt_pretrain.train.plan import Plan, make_plan
 from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
@@ -87,7 +87,7 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         if found:
             annealing = goes_on(phase, found.step - phase.before + 1)
             position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
-    meter = _meter(config, make_plan(phase.config, ranks.world), state, calendar.total_steps, ranks)
+    meter = _meter(config, phase, state, calendar.total_steps, ranks)
     observer = _observer(rundir, console, meter, config, state, calendar.total_steps, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:
         observer.warned(state.step, notice)
@@ -221,13 +221,13 @@ def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoa
     )
 
 
-def _meter(config: Config, plan: Plan, state: TrainState, total_steps: int, ranks: Ranks) -> Meter:
+def _meter(config: Config, phase: Phase, state: TrainState, total_steps: int, ranks: Ranks) -> Meter:
     return Meter(
         device=ranks.device,
         world=ranks.world,
         remaining_steps=total_steps - state.step,
-        samples=plan.samples,
-        flops_per_sample=plan.flops_per_sample_executed,
+        samples=config.model.samples,
+        flops_per_sample=executed_per_sample(phase),
         peak=config.observe.peak_tflops,
         samples_before=state.targets,
         hours_before=state.seconds / 3600,

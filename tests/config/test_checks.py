@@ -37,6 +37,10 @@ def test_every_split_is_possible(heads: int, blocks: int) -> None:
             "need to be even; nearest widths that fit: 56 and 64",
         ),
         (
+            {"model": {"attention_heads": 3, "head_width": 7}},
+            "model.head_width: 7 must be even, as rotary positions need; nearest that are: 6 and 8",
+        ),
+        (
             {"model": {"kv_heads": 3}},
             "model.kv_heads: 3 does not divide model.attention_heads 4; these do: 1, 2, 4",
         ),

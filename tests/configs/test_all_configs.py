@@ -19,6 +19,8 @@ WORLD_SIZES = {
     "wrn28_cifar": (1,),
     "images_small": (1, 2),
     "synth_mlp": (1,),
+    "compare_tabular": (1,),
+    "compare_text": (1,),
     "llama1b": (8, 64),
     "llama7b": (64, 128),
     "llama350m": (1, 8, 32),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,6 +21,15 @@ from nt_pretrain.diversity.saliency import saliency
 from nt_pretrain.diversity.section_maps import shown_pictures
 
 TOP, LEFT, SIDE = 12, 4, 8
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Many threads on small pictures wait for one another most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def looks_at_a_patch(pictures: torch.Tensor) -> torch.Tensor:

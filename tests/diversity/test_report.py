@@ -77,13 +77,20 @@ def test_a_run_of_text(text_run: Path) -> None:
     assert read(text_run).source == first
 
 
-def test_without_a_look_inside_and_with_too_few_samples(text_run: Path) -> None:
-    done = report(str(text_run), "--samples", "0")
-    assert done.returncode == 0, done.stderr
+def test_without_a_look_inside(
+    text_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    import report as command_line
+
+    monkeypatch.setattr(sys, "argv", ["report.py", str(text_run), "--samples", "0"])
+    assert command_line.main() == 0
     page = read(text_run)
     assert page.wrong == [] and "--samples 0" in page.words and "inside" not in page.anchors
-    done = report(str(text_run), "--units", "-1")
-    assert done.returncode == 2 and "argument --units: invalid count value: '-1'" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["report.py", str(text_run), "--units", "-1"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main()
+    assert "argument --units: invalid count value: '-1'" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_read_costs_the_look_inside_alone(text_run: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Phases of every method, from the configuration alone."""
 
+import itertools
 from typing import get_args
 
 import pytest
 
+from nt_pretrain.config.checks import problems
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
@@ -89,7 +91,7 @@ def test_an_escape_is_one_update_in_the_first_step_of_a_refinement() -> None:
 def test_slices_that_meet_leave_no_unit_out(units: int, children: int) -> None:
     ends = [Slice("random", part / children, (part + 1) / children).units(units) for part in range(children)]
     assert ends[0][0] == 0 and ends[-1][1] == units
-    assert all(one[1] == other[0] for one, other in zip(ends, ends[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(ends))
     assert max(end - begin for begin, end in ends) - min(end - begin for begin, end in ends) <= 1
 
 
@@ -110,3 +112,14 @@ def test_slices_that_meet_leave_no_unit_out(units: int, children: int) -> None:
 def test_what_does_not_fit_is_named(options: list[str], words: str) -> None:
     problems = method_problems(load_config("configs/demo.yaml", options))
     assert any(words in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "path", ["configs/demo.yaml", "configs/resnet50_imagenet.yaml", "configs/compare_tabular.yaml"]
+)
+def test_every_method_fits_every_kind_of_model_and_schedule(name: str, path: str) -> None:
+    options = [f"method.name={name}", "train.global_batch=64", "train.micro_batch=16", "train.steps=1000"]
+    options += ["optim.warmup_steps=5"]
+    found = load_config(path, options)
+    assert problems(found, world_size=1) == []

@@ -26,14 +26,14 @@ SHAPES = {
     "grouped queries": dict(heads=2, blocks_in_head=1, kv_heads=2),
     "document mask": dict(heads=1, blocks_in_head=1, document_mask=True),
     "relu": dict(heads=2, blocks_in_head=1, ffn="relu"),
+    "width of heads": dict(heads=2, blocks_in_head=1, attention_heads=3, head_width=12),
     "squared relu": dict(heads=2, blocks_in_head=1, ffn="relu2"),
 }
 
 
 def section_of(name: str) -> ModelSection:
-    return ModelSection(
-        vocab_size=97, hidden=64, intermediate=96, layers=3, attention_heads=4, init_std=0.2, **SHAPES[name]
-    )
+    base = dict(vocab_size=97, hidden=64, intermediate=96, layers=3, attention_heads=4, init_std=0.2)
+    return ModelSection(**base | SHAPES[name])
 
 
 def model_of(section: ModelSection, dtype: torch.dtype = torch.float32) -> MultiHead:

@@ -200,6 +200,7 @@ def test_only_the_heads_asked_for_are_built() -> None:
         (dict(label_smoothing=1.0), "train.label_smoothing: 1.0 must be"),
         (dict(family="resnet20", small_stem=True), "model.small_stem: has no effect on resnet20"),
         (dict(family="wide_resnet28_10", small_stem=True), "model.small_stem: has no effect"),
+        (dict(family="resnet20", channels=(16, 32)), r"\[16, 32\] are 2 numbers; resnet20 has a stem and 3 stages"),
         (dict(family="wide_resnet28_10", zero_last_norm=True), "model.zero_last_norm: has no effect"),
     ],
 )

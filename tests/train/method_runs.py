@@ -37,14 +37,16 @@ def train(folder: Path, overrides: list[str], *, ranks: int = 2, config: str = "
     assert run_ranks(_rank, ranks, config, _all(folder, overrides), 0, timeout=200) == [0] * ranks
 
 
-def train_with_a_kill(folder: Path, overrides: list[str], at: int, *, ranks: int = 2) -> int:
+def train_with_a_kill(
+    folder: Path, overrides: list[str], at: int, *, ranks: int = 2, config: str = "configs/tiny.yaml"
+) -> int:
     """The same, but every rank dies by SIGKILL after step ``at``; returns the step it went on from."""
     try:
-        run_ranks(_rank, ranks, "configs/tiny.yaml", _all(folder, overrides), at, timeout=200)
+        run_ranks(_rank, ranks, config, _all(folder, overrides), at, timeout=200)
         raise AssertionError(f"nobody died after step {at}")
     except RanksFailed as error:
         assert "SIGKILL" in str(error), error
-    train(folder, overrides, ranks=ranks)
+    train(folder, overrides, ranks=ranks, config=config)
     events = [line for line in read_lines(RunDir(folder).events) if line["kind"] == "resume"]
     assert len(events) == 1, "it went on from a checkpoint"
     return int(events[0]["step"])
