@@ -39,9 +39,9 @@ class MlpModel:
     classes: int = 10
     heads: int = 1
     blocks_in_head: int = 0
+    label_smoothing: float = 0.0
     head_slim: int = 1
     trunks: int = 1
-    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.widths:

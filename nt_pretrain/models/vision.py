@@ -73,13 +73,13 @@ class VisionModel:
     classes: int = 1000
     heads: int = 1
     blocks_in_head: int = 0
-    head_slim: int = 1
-    trunks: int = 1
     small_stem: bool = False
     output_bias: bool = False
     zero_last_norm: bool = False
     label_smoothing: float = 0.0
     channels: tuple[int, ...] | None = None
+    head_slim: int = 1
+    trunks: int = 1
 
     def __post_init__(self) -> None:
         if self.family not in STAGES:
