@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -45,7 +46,8 @@ class Job:
     def name(self) -> str:
         # Other options are another run: a finished one must not stand in for it.
         checksum = zlib.crc32(" ".join(self.options).encode(), self.source)
-        return f"{self.label}-seed{self.seed}-{checksum:08x}"
+        label = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+        return f"{label}-seed{self.seed}-{checksum:08x}"
 
 
 def rows_of(path: str, overrides: list[str], wanted: list[str]) -> list[Row]:

@@ -17,6 +17,7 @@ from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
 from nt_pretrain.config.schema import Config, Kind, OptimSection
+from nt_pretrain.config.sharing import sharing_problems
 from nt_pretrain.config.stripping import stripping_problems
 from nt_pretrain.methods.calendar import calendar_of, method_problems
 from nt_pretrain.methods.phase import Part
@@ -60,7 +61,8 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
 
 def _problems(config: Config, world_size: int | None) -> list[str]:
     """What does not fit in one phase."""
-    found = _heads(config) + family_problems(config) + ([] if config.model.classifies else _model(config))
+    found = _heads(config) + family_problems(config) + sharing_problems(config)
+    found += [] if config.model.classifies else _model(config)
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) + stripping_problems(config) if not found else []
     found += (

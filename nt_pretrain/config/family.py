@@ -13,7 +13,8 @@ READ_BY: tuple[tuple[tuple[Kind, ...], Options], ...] = (
         {
             "model": (
                 "vocab_size", "hidden", "intermediate", "ffn", "layers", "attention_heads", "head_width", "kv_heads",
-                "rope_base", "norm_eps", "init_std", "embedding_init_std", "document_mask", "final_norm_twice",
+                "rope_base", "norm_eps", "init_std", "embedding_init_std", "rank", "factor_gain", "document_mask",
+                "final_norm_twice",
             ),
             "data": ("tokenizer", "sequence_length", "packing"),
             "train": ("loss_chunk",),

@@ -10,7 +10,8 @@ from nt_pretrain.config.section import Fraction, Inside, Positive, Section
 
 MethodName = Literal[
     "none", "dense", "treenet", "neurotrails", "set", "rigl", "static", "deep_ensemble", "dst_ensemble", "edst",
-    "snapshot", "fge", "prune_and_tune", "subnetworks", "ex_uno_plures", "bridge",
+    "snapshot", "fge", "prune_and_tune", "subnetworks", "ex_uno_plures", "batch_ensemble", "mimo", "lora_ensemble",
+    "bridge",
 ]  # fmt: skip
 
 
@@ -44,13 +45,13 @@ class MethodSection(Section):
     start: Inside = Field(0.8, description="fge: share of train.steps before the short cycles begin.")
     parent: str = Field(
         "",
-        description="prune_and_tune, subnetworks: run or checkpoint whose children are tuned; default: a parent is "
-        "trained first. ex_uno_plures: whose units are dealt.",
+        description="prune_and_tune, subnetworks, lora_ensemble: run or checkpoint whose children are tuned; "
+        "default: a parent is trained first. ex_uno_plures: whose units are dealt.",
     )
     parent_share: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
         None,
-        description="prune_and_tune, subnetworks: share of train.steps that the parent is trained for; default 0.7. "
-        "ex_uno_plures: the same, before its units are dealt; default 0: at its initial values.",
+        description="prune_and_tune, subnetworks, lora_ensemble: share of train.steps that the parent is trained for; "
+        "default 0.7. ex_uno_plures: the same, before its units are dealt; default 0: at its initial values.",
     )
     dealing: Literal["sequential", "interleaved"] = Field(
         "interleaved",
@@ -63,10 +64,12 @@ class MethodSection(Section):
         "member has them all, and embedding and output layer of its own.",
     )
     tune_share: Fraction = Field(
-        0.05, description="prune_and_tune, subnetworks: share of train.steps that each child is tuned for."
+        0.05,
+        description="prune_and_tune, subnetworks, lora_ensemble: share of train.steps that a child is tuned for.",
     )
     tune_lr: Annotated[float, Field(gt=0.0)] = Field(
-        1.0, description="prune_and_tune, subnetworks: peak learning rate of the tuning, as a share of optim.lr."
+        1.0,
+        description="prune_and_tune, subnetworks, lora_ensemble: peak learning rate of tuning, as a share of optim.lr.",
     )
     masks: Literal["antirandom", "random", "magnitude"] = Field(
         "antirandom",

@@ -57,6 +57,15 @@ class ModelSection(Section):
     trunks: Literal[1, 2] = Field(
         1, description="2: two trunks side by side, all heads read what both put out (bridge networks of type II)."
     )
+    sharing: Literal["none", "rank_one", "inputs", "low_rank"] = Field(
+        "none",
+        description="How members share the weights of one head: rank_one: as BatchEnsemble; inputs (pictures): one "
+        "network that is given as many pictures as it has members, as MIMO; low_rank (text): frozen, as LoRA-Ensemble.",
+    )
+    members: Positive = Field(1, description="Members that share weights (sharing), each a voice of its own.")
+    factor_init: Literal["normal", "signs"] = Field(
+        "normal", description="sharing: rank_one: initial factors: N(1, 0.5), or 1 and -1 with equal chance."
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="Chance of every hidden unit (of feed-forward layers, attention heads, channels inside of residual "
@@ -90,6 +99,10 @@ class ModelSection(Section):
     embedding_init_std: Annotated[float, Field(gt=0)] = Field(
         0.02, description="Text: standard deviation of initial embeddings (the authors' code: 0.632)."
     )
+    rank: Positive = Field(8, description="Text, sharing: low_rank: rank of what a member adds to a matrix.")
+    factor_gain: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="Text, sharing: low_rank: gain of the Xavier-uniform initial A (the authors': 10); B is 0."
+    )
     document_mask: bool = Field(False, description="Text: attention stays inside a packed document.")
     final_norm_twice: bool = Field(False, description="Text, parity: the authors' heads apply the final norm twice.")
     classes: Positive = Field(
@@ -117,6 +130,11 @@ class ModelSection(Section):
     def head_dim(self) -> int:
         """Dimensions of an attention head: ``head_width``, or what its default stands for."""
         return self.head_width or self.hidden // self.attention_heads
+
+    @property
+    def voices(self) -> int:
+        """Predictions the network makes of a sample: of its M heads, or of the members that share one."""
+        return self.heads if self.sharing == "none" else self.members
 
     @property
     def data(self) -> Kind:
@@ -229,6 +247,9 @@ class OptimSection(Section):
         description="Decay of matrices and kernels (not of norms and biases): adamw: decoupled from the gradient; sgd: "
         "added to it, after clipping (L2).",
     )
+    factor_lr: Annotated[float, Field(gt=0)] = Field(
+        0.5, description="model.sharing: rank_one: learning rate of the factors, as a share of lr. They never decay."
+    )
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest norm of the active gradient; 0: no clipping.")
     warmup_steps: NonNegative = Field(0, description="Linear warm-up from 0.")
     schedule: Literal["cosine", "linear", "wsd", "step"] = Field("cosine", description="Shape after warm-up.")
@@ -260,6 +281,12 @@ class TrainSection(Section):
     loss_chunk: Positive = Field(1024, description="Text: tokens whose logits exist at once in the loss.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Pictures, rows: share of the target's weight spread over all classes in the training loss."
+    )
+    batch_repeats: Positive = Field(
+        1, description="model.sharing: inputs: how often every member sees each picture of a batch (the authors': 4)."
+    )
+    same_inputs: Fraction = Field(
+        0.0, description="model.sharing: inputs: share of the rows in which all members see the same picture."
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.folders import folder_name
 from nt_pretrain.checkpoint.manifest import MANIFEST, file_entry
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
-from nt_pretrain.diversity.voice import Voice, voices_of
+from nt_pretrain.diversity.voice import Forward, Voice, voices_of
 from nt_pretrain.evaluation.load import Loaded, find, load
 from nt_pretrain.evaluation.plain import make_plain
 from nt_pretrain.evaluation.target import Target, config_of, target_of
 from nt_pretrain.methods.manifest import NAME, Member, read_ensemble
 from nt_pretrain.models.groups import part_of
+from nt_pretrain.models.member_network import member_network, plain_section
 from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.models.network import build
 from nt_pretrain.parallel.mesh import Ranks
@@ -98,7 +101,7 @@ def open_voices(parts: list[Part], ranks: Ranks) -> Opened:
         notes += [f"checkpoint skipped: {each}" for each in loaded.skipped]
         steps.append(loaded.step)
         voices += _voices(part, loaded)
-    total = sum(len(part.heads) if part.heads is not None else part.config.model.heads for part in parts)
+    total = sum(len(part.heads) if part.heads is not None else part.config.model.voices for part in parts)
     if total > MOST:
         notes.append(f"the first {MOST} of {total} voices are shown")
     return Opened(parts[0].config, voices[:MOST], steps[0], notes)
@@ -122,6 +125,8 @@ def plain_network(model: MultiHead, config: Config) -> MultiHead:
 
 def _voices(part: Part, loaded: Loaded) -> list[Voice]:
     network = plain_network(loaded.model, part.config)
+    if part.config.model.sharing != "none":
+        return _sharing_voices(part, loaded, network)
     numbers = [int(each) for each in network.heads]
     found = voices_of(network, part.config.model, [_name(part, number) for number in numbers])
     voices = []
@@ -133,11 +138,30 @@ def _voices(part: Part, loaded: Loaded) -> list[Voice]:
     return voices
 
 
+def _sharing_voices(part: Part, loaded: Loaded, network: MultiHead) -> list[Voice]:
+    """Members that share weights and topology: each a network of its own, or, of many inputs, an output of one."""
+    model, voices = part.config.model, []
+    masks = {_alike(each.name): each.active for each in loaded.layers}
+    for member in range(model.members) if part.heads is None else part.heads:
+        if model.sharing == "inputs":
+            (voice,) = voices_of(network, model, [_name(part, member)])
+            voice = replace(voice, forward=partial(_output, voice.forward, member))
+        else:
+            alone = member_network(network, model, member)
+            (voice,) = voices_of(alone, plain_section(model), [_name(part, member)])
+        voices.append(replace(voice, masks=masks, speaks=part.speaks))
+    return voices
+
+
+def _output(forward: Forward, member: int, inputs: Tensor, documents: Tensor | None) -> Tensor:
+    return forward(inputs, documents)[member]
+
+
 def _name(part: Part, head: int) -> str:
     if not part.name:
         return f"head {head}"
     name = part.name if part.speaks else f"{part.name} (no member)"
-    return name if part.config.model.heads == 1 else f"{name}, head {head}"
+    return name if part.config.model.voices == 1 else f"{name}, head {head}"
 
 
 def _alike(layer: str) -> str:

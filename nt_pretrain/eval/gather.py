@@ -124,6 +124,8 @@ def _forward(part: Part, batch: Inputs, ranks: Ranks) -> Tensor:
     with part.around(), computing(part.config, ranks.device):
         _, start, context, _ = run_trunk(part.model, part.config, batch, group)
         for number, head in own_heads(part.model).items():
+            if part.config.model.sharing != "none":
+                return torch.stack([each for at, each in enumerate(head(start, context)) if at in part.heads])
             if number not in part.heads:
                 continue
             whole = head(start, context)

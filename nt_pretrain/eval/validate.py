@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -29,12 +29,12 @@ def validate(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks:
     ``validation/perplexity_ensemble`` follows ``eval.ensemble``.
     """
     join, add_up = partial(gathered, dim=0, group=ranks.head_group), partial(summed, group=ranks.head_group)
-    sums = TokenSums(torch.zeros(config.model.heads, dtype=torch.float64))
+    sums = TokenSums(torch.zeros(config.model.voices, dtype=torch.float64))
     authors: list[Tensor] = []
     for batch in batches:
         before = sums.table()
         _, start, context, targets = run_trunk(model, config, batch.to(ranks.device), ranks.head_group)
-        logits = (head(start, context) for head in own_heads(model).values())
+        logits = _said(model, config, start, context)
         sums.add(logits, targets, gather=join, add_up=add_up)
         authors.append(sums.table() - before)
     for root in roots(model):
@@ -43,7 +43,7 @@ def validate(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks:
     # Ranks of a head or tensor group have summed the same tokens.
     table = sums.table() * (ranks.counts and ranks.place["head"] == 0)
     dist.all_reduce(table, group=ranks.control)
-    values = losses(table, config.model.heads)
+    values = losses(table, config.model.voices)
     headline = "loss_ensemble" if config.eval.ensemble == "probability" else "loss_ensemble_logit"
     values["validation/perplexity_ensemble"] = math.exp(values[f"validation/{headline}"])
     if config.eval.authors_divisor:
@@ -51,12 +51,23 @@ def validate(model: MultiHead, config: Config, batches: Iterable[Inputs], ranks:
     return values
 
 
+def _said(model: MultiHead, config: Config, start: Tensor, context: object) -> Iterator[Tensor]:
+    """Logits of one voice after the other; those of members that share a head exist together."""
+    for head in own_heads(model).values():
+        logits = head(start, context)
+        if config.model.sharing == "none":
+            yield logits
+        else:
+            yield from logits
+        del logits
+
+
 def authors_perplexity(batches: list[Tensor], config: Config, ranks: Ranks) -> float:
     """Perplexity of the mean of logits as the authors' code computes it: batch means, divided by (batches + 1).
 
     Too low by a factor that depends on the batch size; only for comparison with published figures.
     """
-    column = config.model.heads + 1
+    column = config.model.voices + 1
     means = [float(batch[column] / batch[-1]) for batch in batches if batch[-1] > 0]
     mean = torch.tensor([sum(means) / (len(means) + 1)], dtype=torch.float64)
     dist.all_reduce(mean, group=ranks.control)

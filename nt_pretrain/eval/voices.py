@@ -23,7 +23,7 @@ class Part:
 
     Attributes:
         config: its own.
-        heads: numbers of those that speak, ascending.
+        heads: numbers of those that speak, ascending; where members share one head, of these members.
         around: entered around each of its forward passes.
     """
 
@@ -57,7 +57,7 @@ class Voices:
     @staticmethod
     def of(model: MultiHead, config: Config) -> Voices:
         """All heads of one model: ``head_0``, ``head_1``, ..."""
-        return Voices((Part(model, config, tuple(range(config.model.heads))),), head_names(config.model.heads))
+        return Voices((Part(model, config, tuple(range(config.model.voices))),), head_names(config.model.voices))
 
     @property
     def count(self) -> int:

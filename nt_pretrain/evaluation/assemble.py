@@ -75,7 +75,7 @@ def _speakers(words: str, out: Path, tell: Callable[[str], None]) -> list[Speake
         made={"run": config.run.name, "seed": config.run.seed},
     )
     target = replace(target, checkpoint=checkpoint)
-    return [Speaker(member.name, target, config, tuple(range(config.model.heads)), member)]
+    return [Speaker(member.name, target, config, tuple(range(config.model.voices)), member)]
 
 
 def _moved(speaker: Speaker, out: Path) -> Speaker:

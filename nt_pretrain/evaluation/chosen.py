@@ -48,7 +48,7 @@ class Speaker:
     @property
     def voices(self) -> list[str]:
         """Names of its heads among those of all: the member's name, with the head's number where it has several."""
-        own = head_names(self.config.model.heads)
+        own = head_names(self.config.model.voices)
         if not self.name:
             return [own[head] for head in self.heads]
         return [self.name] if len(own) == 1 else [f"{self.name}.{own[head]}" for head in self.heads]
@@ -121,7 +121,7 @@ def chosen_of(words: str, overrides: Sequence[str], *, data: str | None, samples
     if path is None:
         target = target_of(words)
         config = config_of(target, overrides, data=data, samples=samples)
-        return Chosen(target.rundir, [Speaker("", target, config, tuple(range(config.model.heads)))])
+        return Chosen(target.rundir, [Speaker("", target, config, tuple(range(config.model.voices)))])
     ensemble = read_ensemble(path)
     if not ensemble.members:
         raise ConfigErrors([f"{path}: no member yet; the run that makes them has not come to its first"])
@@ -226,9 +226,9 @@ def _speaker(path: Path, member: Member, overrides: Sequence[str], data: str | N
         config = config_of(target, overrides, data=data, samples=samples)
     except ConfigErrors as error:
         raise ConfigErrors([f"{said}: {line}" for line in error.problems]) from None
-    heads = tuple(range(config.model.heads)) if member.heads is None else tuple(sorted(set(member.heads)))
-    if not heads or heads[0] < 0 or heads[-1] >= config.model.heads:
-        raise ConfigErrors([f"{said}: heads {list(heads)}: it has heads 0 to {config.model.heads - 1}"])
+    heads = tuple(range(config.model.voices)) if member.heads is None else tuple(sorted(set(member.heads)))
+    if not heads or heads[0] < 0 or heads[-1] >= config.model.voices:
+        raise ConfigErrors([f"{said}: heads {list(heads)}: it has heads 0 to {config.model.voices - 1}"])
     return Speaker(member.name, target, config, heads, member)
 
 

@@ -13,7 +13,9 @@ from torch.distributed.tensor import DTensor
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.evaluation.chosen import Chosen
+from nt_pretrain.evaluation.plain import make_plain
 from nt_pretrain.evaluation.speakers import find_all, load_all
+from nt_pretrain.models.member_network import member_network, plain_section
 from nt_pretrain.models.network import vision_of
 from nt_pretrain.models.timm_layout import to_timm
 from nt_pretrain.models.vision import VisionModel
@@ -28,6 +30,8 @@ def exportable(chosen: Chosen, head: int, *, world: int) -> tuple[Chosen, Vision
     """
     chosen = chosen.only(head)
     model = chosen.config.model
+    if model.sharing == "inputs":
+        raise ConfigErrors(["model.sharing: inputs is one network for all members; none can be written by itself"])
     wrong = [f"{world} ranks were started; an export takes one process, without torchrun"] if world > 1 else []
     if not model.sees_pictures or vision_of(model).is_for_small_pictures:
         wrong.append(f"model.family {model.family} has no layout in timm; resnet18, resnet34 and resnet50 have")
@@ -35,7 +39,7 @@ def exportable(chosen: Chosen, head: int, *, world: int) -> tuple[Chosen, Vision
         wrong.append(f"model.channels {list(model.channels)}: timm's {model.family} has channels of its own")
     if wrong:
         raise ConfigErrors(wrong)
-    return chosen, vision_of(model)
+    return chosen, vision_of(plain_section(model))
 
 
 def export(chosen: Chosen, ranks: Ranks, out: Path, tell: Callable[[str], None], *, head: int, average: bool) -> None:
@@ -53,8 +57,12 @@ def export(chosen: Chosen, ranks: Ranks, out: Path, tell: Callable[[str], None],
     chosen, model = exportable(chosen, head, world=ranks.world)
     (loaded,) = load_all(find_all(chosen, ranks), chosen, ranks, average=average)
     (speaker,) = chosen.speakers
-    state = {name: _whole(tensor) for name, tensor in loaded.model.state_dict().items()}
-    on_first(ranks.control, f"cannot write {out}", lambda: _save(to_timm(state, model, head=speaker.heads[0]), out))
+    network, head = loaded.model, speaker.heads[0]
+    if speaker.config.model.sharing != "none":
+        make_plain(network, torch.float64 if speaker.config.train.precision == "fp64" else torch.float32)
+        network, head = member_network(network, speaker.config.model, head), 0
+    state = {name: _whole(tensor) for name, tensor in network.state_dict().items()}
+    on_first(ranks.control, f"cannot write {out}", lambda: _save(to_timm(state, model, head=head), out))
     for skipped in loaded.skipped:
         tell(f"checkpoint skipped: {skipped}")
     kind = ", average of the weights" if average else ""

@@ -13,13 +13,14 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.data.spelling import Speller
 from nt_pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from nt_pretrain.eval.members import label_of
-from nt_pretrain.eval.voices import Voices
+from nt_pretrain.eval.voices import Part, Voices
 from nt_pretrain.evaluation.chosen import Chosen
 from nt_pretrain.evaluation.load import Loaded
 from nt_pretrain.evaluation.plain import make_plain
 from nt_pretrain.evaluation.sampling import Sampling, draw, pooled
 from nt_pretrain.evaluation.speakers import find_all, load_all, voices_of
 from nt_pretrain.models.decode import empty_cache, prefill
+from nt_pretrain.models.member_network import member_network, plain_section
 from nt_pretrain.parallel.mesh import Ranks
 
 
@@ -104,7 +105,7 @@ def run(
         )
     write(prompt)
     speller, timing, ended = Speller(tokenizer, at_start=not prompt), Timing(), False
-    for token in written(voices_of(chosen, loaded), tokens, wanted, timing):
+    for token in written(each_alone(voices_of(chosen, loaded)), tokens, wanted, timing):
         ended = token == tokenizer.end
         if ended:
             break
@@ -122,6 +123,19 @@ def precision_of(config: Config) -> torch.dtype:
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Of an empty prompt the end of a document, behind which the next one begins."""
     return [int(each) for each in tokenizer.processor.encode(prompt)] or [tokenizer.end]
+
+
+def each_alone(voices: Voices) -> Voices:
+    """The same voices, members that share weights as plain networks of their own: caches are of one network each."""
+    parts = []
+    for part in voices.parts:
+        model = part.config.model
+        if model.sharing == "none":
+            parts.append(part)
+            continue
+        config = part.config.model_copy(update={"model": plain_section(model)})
+        parts += [Part(member_network(part.model, model, each), config, (0,)) for each in part.heads]
+    return Voices(tuple(parts), voices.names)
 
 
 def written(voices: Voices, prompt: list[int], wanted: Wanted, timing: Timing) -> Iterator[int]:

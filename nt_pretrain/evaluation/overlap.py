@@ -35,6 +35,8 @@ def topology_overlap(
     Returns:
         Also what was left out since not all have it in one shape, in words, or "".
     """
+    if any(each.config.model.sharing != "none" for each in speakers):
+        return None, ""  # members that share their weights have one topology
     if len(speakers) == 1:
         heads = [_own_layers(loaded[0].layers, head) for head in speakers[0].heads]
     else:

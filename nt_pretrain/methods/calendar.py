@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods import bridge, children, cyclic, edst, ex_uno_plures, independent, one_phase
+from nt_pretrain.methods import bridge, children, cyclic, edst, ex_uno_plures, independent, one_phase, shared
 from nt_pretrain.methods.phase import Calendar, Phase
 from nt_pretrain.methods.settings import members_of
 from nt_pretrain.models.network import block_count
 
 ENSEMBLES = (
     "treenet", "neurotrails", "deep_ensemble", "dst_ensemble", "edst", "snapshot", "fge", "prune_and_tune",
-    "subnetworks", "ex_uno_plures", "bridge",
+    "subnetworks", "ex_uno_plures", "batch_ensemble", "mimo", "lora_ensemble", "bridge",
 )  # fmt: skip
 CHILDREN = ("prune_and_tune", "subnetworks")
+TUNED = (*CHILDREN, "lora_ensemble")
 READ_BY: dict[str, tuple[str, ...]] = {
     "joint": ("deep_ensemble",),
     "explore": ("edst",),
@@ -24,12 +25,12 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "refine_schedule": ("edst",),
     "lowest_lr": ("fge",),
     "start": ("fge",),
-    "parent": (*CHILDREN, "ex_uno_plures"),
-    "parent_share": (*CHILDREN, "ex_uno_plures"),
+    "parent": (*TUNED, "ex_uno_plures"),
+    "parent_share": (*TUNED, "ex_uno_plures"),
     "dealing": ("ex_uno_plures",),
     "residual": ("ex_uno_plures",),
-    "tune_share": CHILDREN,
-    "tune_lr": CHILDREN,
+    "tune_share": TUNED,
+    "tune_lr": TUNED,
     "masks": ("prune_and_tune",),
     "sample": ("subnetworks",),
     "annealing": CHILDREN,
@@ -88,6 +89,12 @@ def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
             return children.subnetworks
         case "ex_uno_plures":
             return ex_uno_plures.phases
+        case "batch_ensemble":
+            return shared.batch_ensemble
+        case "mimo":
+            return shared.mimo
+        case "lora_ensemble":
+            return shared.lora_ensemble
         case "bridge":
             return bridge.phases
 
@@ -106,6 +113,10 @@ def method_problems(config: Config) -> list[str]:
         found.append(f"sparsity.density: 1 leaves method.name: {name} nothing to make sparse; lower it, e.g. to 0.2")
     if name in ENSEMBLES and members_of(config) < 2:
         found.append(f"method.members: {name} is an ensemble, of at least 2 members, not {members_of(config)}")
+    if name != "none" and config.model.sharing != "none":
+        found.append(
+            f"model.sharing: {config.model.sharing}, but method.name: {name} decides how members are made; leave it out"
+        )
     if name in ("neurotrails", "treenet") and config.model.blocks_in_head == block_count(config.model):
         found.append(
             f"model.blocks_in_head: {config.model.blocks_in_head}, all blocks, leave {name} no trunk; give heads "
@@ -127,7 +138,7 @@ def _lengths(config: Config) -> list[str]:
     }.get(method.name, 1)
     if steps < least:
         return [f"train.steps: {steps:,} are too few for method.name: {method.name} with {members} members"]
-    if method.name in CHILDREN and round(method.tune_share * steps) < 1:
+    if method.name in TUNED and round(method.tune_share * steps) < 1:
         return [
             f"method.tune_share: {method.tune_share} of {steps:,} train.steps is no step; one would be {1 / steps:.3g}"
         ]
@@ -136,13 +147,15 @@ def _lengths(config: Config) -> list[str]:
 
 def _children(config: Config) -> list[str]:
     method = config.method
-    if method.name not in CHILDREN:
+    if method.name not in TUNED:
         return []
     found = []
     if method.parent and method.parent_share != MethodSection().parent_share:
         found.append("method.parent_share: no parent is trained, since method.parent is given; leave one of them out")
     if method.parent_share == 0.0:
         found.append(f"method.parent_share: 0 leaves {method.name} no trained parent; give a larger share")
+    if method.name not in CHILDREN:
+        return found
     if method.annealing == "none":
         default = MethodSection()
         found += [

@@ -14,13 +14,11 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.methods.annealing import Annealing
 from nt_pretrain.methods.phase import Clone, Fresh, Phase, Slice, changed, of_length, seed_of
-from nt_pretrain.methods.settings import dense, members_of, shaped, single
+from nt_pretrain.methods.settings import dense, members_of, parent_steps, shaped, single
 
 WARMUP = 0.1
 """Share of the tuning that warms up, to fall along a cosine to FLOOR afterwards."""
 FLOOR = 1e-6
-PARENT_SHARE = 0.7
-"""Default of ``method.parent_share``."""
 
 
 def prune_and_tune(config: Config) -> list[Phase]:
@@ -54,8 +52,7 @@ def _family(config: Config, slices: list[Slice]) -> list[Phase]:
     method, model = config.method, single(dense(config))
     found = []
     if not method.parent:
-        share = PARENT_SHARE if method.parent_share is None else method.parent_share
-        steps = max(1, round(share * config.total_steps))
+        steps = parent_steps(config)
         found.append(Phase("parent", of_length(model, steps), Fresh(), emits="parent", speaks=False))
     steps = max(1, round(method.tune_share * config.total_steps))
     for child, kept in enumerate(slices):

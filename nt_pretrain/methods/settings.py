@@ -8,6 +8,9 @@ from nt_pretrain.methods.phase import changed
 WHOLE_MODEL = {"heads": "all", "head_blocks": "no_vocab"}
 """Scopes that only an ensemble of heads has, and what they are of a single model."""
 
+PARENT_SHARE = 0.7
+"""Default of ``method.parent_share`` where children need a trained parent."""
+
 
 def shaped(schedule: str, **options: object) -> dict[str, object]:
     """Changes that give the learning rate another shape: what the old one read and this one does not is gone."""
@@ -20,6 +23,12 @@ def members_of(config: Config) -> int:
     """M, the members of the ensemble that the method makes."""
     heads = config.model.heads
     return config.method.members or (heads if heads > 1 else 3)
+
+
+def parent_steps(config: Config) -> int:
+    """Steps of a parent that is trained for its children."""
+    share = PARENT_SHARE if config.method.parent_share is None else config.method.parent_share
+    return max(1, round(share * config.total_steps))
 
 
 def dense(config: Config) -> Config:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Group = Literal["embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "linear", "output", "norm"]
+Group = Literal[
+    "embedding", "attention", "ffn", "stem", "conv1x1", "conv3x3", "downsample", "linear", "output", "norm", "factor"
+]  # fmt: skip
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 
@@ -16,14 +18,25 @@ def group_of(name: str) -> Group:
         ValueError: the name is none of this project's models'.
     """
     layer = name.removesuffix(".weight").removesuffix(".bias").split(".")
+    if layer[-1].isdigit():
+        layer.pop()  # of one of several members, whose other layers are shared
     if layer[-1].endswith("norm"):
         return "norm"
+    if layer[-1].startswith(("rank_one", "low_rank")):
+        return "factor"
     # A convolution beside others of its kind has a number behind its kernel: conv1x1_first.
     kinds = [part.split("_")[0] if part.startswith("conv") else part for part in layer[-2:]]
     for group in GROUPS:
         if group in kinds:
             return group
     raise ValueError(f"parameter {name!r} belongs to no known group; known: {', '.join(GROUPS)}")
+
+
+def without_member(name: str) -> str:
+    """The name of a parameter, without the number of the member that owns it."""
+    layer, _, kind = name.rpartition(".")
+    shared, _, number = layer.rpartition(".")
+    return f"{shared}.{kind}" if number.isdigit() else name
 
 
 def part_of(name: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nt_pretrain.models.loss import IGNORED, statistics_dtype
 from nt_pretrain.models.multihead import MultiHead, TwoTrunks
+from nt_pretrain.models.sharing import ALONE, Sharing, said_by_members, share_weights
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class MlpModel:
         head_slim: widths of the layers of a head are divided by it.
         trunks: 1, or 2 side by side, of which heads read both.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
+        sharing: how members share the weights of one head.
 
     Raises:
         ValueError: values that no network can have, with those that it can.
@@ -40,6 +42,7 @@ class MlpModel:
     heads: int = 1
     blocks_in_head: int = 0
     label_smoothing: float = 0.0
+    sharing: Sharing = ALONE
     head_slim: int = 1
     trunks: int = 1
 
@@ -106,20 +109,25 @@ class MlpHead(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(MlpBlock(*block) for block in model.blocks[model.trunk_blocks :])
         self.output = nn.Linear(model.last, model.classes)
-        self.label_smoothing = model.label_smoothing
+        self.label_smoothing, self.sharing = model.label_smoothing, model.sharing
 
     def forward(
         self, x: Tensor, context: None = None, targets_B: Tensor | None = None, loss_chunk: int | None = None
     ) -> Tensor:
         """Sum of the rows' losses in nats (fp32 scalar) when ``targets_B`` is given, else logits [B, classes].
 
-        ``context`` and ``loss_chunk`` are there since every head is called alike; rows need neither.
+        ``context`` and ``loss_chunk`` are there since every head is called alike; rows need neither. Where M members
+        share the head, losses are [M], of labels [B] or of each member's own [M, B], and logits [M, B, classes].
         """
         for block in self.blocks:
             x = block(x)
         logits_BV = self.output(x)
-        if targets_B is None:
-            return logits_BV
+        if self.sharing.kind != "none":
+            return said_by_members(logits_BV, targets_B, self.sharing, self.loss_sum)
+        return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
+
+    def loss_sum(self, logits_BV: Tensor, targets_B: Tensor) -> Tensor:
+        """Sum of the cross-entropies against labels [B] smoothed by ``label_smoothing``; IGNORED ones do not count."""
         return F.cross_entropy(
             logits_BV.to(statistics_dtype(logits_BV)), targets_B, ignore_index=IGNORED, reduction="sum",
             label_smoothing=self.label_smoothing,
@@ -135,4 +143,6 @@ def build_mlp(model: MlpModel, heads: range | None = None) -> MultiHead:
     if trunk is not None and model.trunks == 2:
         trunk = TwoTrunks(trunk, MlpTrunk(model), dim=-1)
     numbers = range(model.heads) if heads is None else heads
-    return MultiHead(trunk, {number: MlpHead(model) for number in numbers})
+    network = MultiHead(trunk, {number: MlpHead(model) for number in numbers})
+    share_weights(network, model.sharing)
+    return network

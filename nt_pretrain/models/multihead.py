@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.models.llama import Block, Context, RMSNorm
 from nt_pretrain.models.loss import linear_cross_entropy_sum, matrix_cross_entropy_sum
+from nt_pretrain.models.sharing import PerMember, RankOneLinear, by_member, share_weights, sharing_of
 from nt_pretrain.sparsity.csr_layers import CsrLinear, CsrMatrix
 from nt_pretrain.sparsity.layers import BlockMatrix, SparseLinear
 
@@ -71,11 +72,13 @@ class Head(nn.Module):
         self.norm = RMSNorm(model.hidden, model.norm_eps)
         self.output = nn.Linear(model.hidden, model.vocab_size, bias=False)
         self.norm_passes = 2 if model.final_norm_twice else 1
+        self.sharing = sharing_of(model)
 
     def forward(self, x: Tensor, context: Context, targets_BT: Tensor | None = None, loss_chunk: int = 1024) -> Tensor:
         """Sum of the token losses in nats (fp32 scalar) when ``targets_BT`` is given, else logits [B, T, V].
 
         ``x`` is the trunk's output [B, T, H] ([B, T, 2 H] of two), or tokens [B, T] where the head owns the embedding.
+        Where M members share the head, it is [M * B, T, H], losses are [M] and logits [M, B, T, V].
         """
         if hasattr(self, "embedding"):
             x = self.embedding(x)
@@ -85,7 +88,22 @@ class Head(nn.Module):
             x = block(x, context)
         for _ in range(self.norm_passes):
             x = self.norm(x)
+        if self.sharing.kind != "none":
+            return self._said_by_members(x, targets_BT, loss_chunk)
         return self.output(x) if targets_BT is None else self.loss_sum(x, targets_BT, loss_chunk)
+
+    def _said_by_members(self, x: Tensor, targets_BT: Tensor | None, chunk: int) -> Tensor:
+        if targets_BT is None:
+            return by_member(self.output(x), self.sharing)
+        output: nn.Module = self.output
+        assert isinstance(output, RankOneLinear | PerMember)
+        # Each with a matrix of its own: the loss makes logits some tokens at a time, of one matrix.
+        return torch.stack(
+            [
+                linear_cross_entropy_sum(part.reshape(-1, x.shape[-1]), weight, targets_BT.reshape(-1), chunk=chunk)
+                for part, weight in zip(x.chunk(self.sharing.members), output.matrices(), strict=True)
+            ]
+        )
 
     def loss_sum(self, x_BTH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
         """Sum of the token losses of normalised hidden states; see :meth:`forward`."""
@@ -128,4 +146,6 @@ def build(model: ModelSection, heads: range | None = None) -> MultiHead:
     trunk: nn.Module | None = Trunk(model) if model.blocks_in_head < model.layers else None
     if trunk is not None and model.trunks == 2:
         trunk = TwoTrunks(trunk, Trunk(model), dim=-1)
-    return MultiHead(trunk, {number: Head(model) for number in (range(model.heads) if heads is None else heads)})
+    network = MultiHead(trunk, {number: Head(model) for number in (range(model.heads) if heads is None else heads)})
+    share_weights(network, sharing_of(model))
+    return network

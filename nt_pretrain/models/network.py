@@ -6,11 +6,13 @@ from torch import Tensor
 
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.models import multihead
-from nt_pretrain.models.init import initial_values
+from nt_pretrain.models.groups import group_of
+from nt_pretrain.models.init import initial_factors, initial_values
 from nt_pretrain.models.llama import Context, make_context
 from nt_pretrain.models.mlp import MlpModel, build_mlp
 from nt_pretrain.models.mlp_init import initial_mlp_values
 from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.models.sharing import sharing_of
 from nt_pretrain.models.vision import STAGES, VisionModel, build_vision
 from nt_pretrain.models.vision_init import initial_vision_values
 
@@ -34,6 +36,7 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
         zero_last_norm=model.zero_last_norm,
         label_smoothing=label_smoothing,
         channels=model.channels,
+        sharing=sharing_of(model),
     )
 
 
@@ -52,6 +55,7 @@ def mlp_of(model: ModelSection, label_smoothing: float = 0.0) -> MlpModel:
         head_slim=model.head_slim,
         trunks=model.trunks,
         label_smoothing=label_smoothing,
+        sharing=sharing_of(model),
     )
 
 
@@ -70,6 +74,8 @@ def build(model: ModelSection, heads: range | None = None, *, label_smoothing: f
 
 def values_of(name: str, shape: tuple[int, ...], index: Tensor, *, seed: int, model: ModelSection) -> Tensor:
     """Initial values (fp32) of parameter ``name`` of ``shape`` at flat global element numbers ``index`` (int64)."""
+    if group_of(name) == "factor":
+        return initial_factors(name, shape, index, seed=seed, model=model)
     if model.data == "pictures":
         return initial_vision_values(name, shape, index, seed=seed, model=vision_of(model))
     if model.data == "rows":
@@ -79,7 +85,10 @@ def values_of(name: str, shape: tuple[int, ...], index: Tensor, *, seed: int, mo
 
 def context_of(model: ModelSection, documents: Tensor | None) -> Context | None:
     """What trunk and heads need beside their inputs: of text [S, T] its documents; of others nothing."""
-    return None if documents is None else make_context(model, documents)
+    if documents is None:
+        return None
+    # Rows of every member, of the same documents.
+    return make_context(model, documents.repeat(sharing_of(model).copies, 1) if model.document_mask else documents)
 
 
 def block_count(model: ModelSection) -> int:

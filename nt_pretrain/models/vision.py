@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nt_pretrain.models.loss import IGNORED, statistics_dtype
 from nt_pretrain.models.multihead import MultiHead, TwoTrunks
 from nt_pretrain.models.resnet import BasicBlock, BlockShape, Bottleneck, Stem, block_shapes
+from nt_pretrain.models.sharing import ALONE, Sharing, said_by_members, share_weights
 from nt_pretrain.models.wide_resnet import WideBlock, WideStem
 
 Family = Literal["resnet18", "resnet34", "resnet50", "resnet20", "wide_resnet28_10"]
@@ -64,6 +65,7 @@ class VisionModel:
             al. 2017, arXiv 1706.02677). A WideResNet block has no norm at its end.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
         channels: of the stem, and inside the blocks of each stage; None: those of the family, :data:`CHANNELS`.
+        sharing: how members share the weights of one head.
 
     Raises:
         ValueError: values that no network can have, with those that it can; a line for each.
@@ -78,6 +80,7 @@ class VisionModel:
     zero_last_norm: bool = False
     label_smoothing: float = 0.0
     channels: tuple[int, ...] | None = None
+    sharing: Sharing = ALONE
     head_slim: int = 1
     trunks: int = 1
 
@@ -183,7 +186,7 @@ class VisionHead(nn.Module):
         features = model.blocks[-1].after * (1 if model.blocks_in_head else model.trunks)
         self.norm = nn.BatchNorm2d(features) if model.is_wide else None
         self.output = nn.Linear(features, model.classes, bias=model.output_bias)
-        self.label_smoothing = model.label_smoothing
+        self.label_smoothing, self.sharing = model.label_smoothing, model.sharing
 
     def forward(
         self, x: Tensor, context: None = None, targets_B: Tensor | None = None, loss_chunk: int | None = None
@@ -192,6 +195,8 @@ class VisionHead(nn.Module):
 
         ``x`` is the trunk's output, or pictures where the head owns the stem. ``context`` and ``loss_chunk`` are there
         since every head is called alike: pictures need no context, and their logits are small enough to be made whole.
+        Where M members share the head, losses are [M], of labels [B] or of each member's own [M, B], and logits
+        [M, B, classes].
         """
         if hasattr(self, "stem"):
             x = self.stem(x)
@@ -202,6 +207,8 @@ class VisionHead(nn.Module):
         # Not in bf16, also inside autocast: logits rounded to 8 bits tie, and their loss is rounded like them.
         with _without_autocast(x.device.type):
             logits_BV = self.output(x.to(statistics_dtype(x)).mean(dim=(2, 3)))
+        if self.sharing.kind != "none":
+            return said_by_members(logits_BV, targets_B, self.sharing, self.loss_sum)
         return logits_BV if targets_B is None else self.loss_sum(logits_BV, targets_B)
 
     def loss_sum(self, logits_BV: Tensor, targets_B: Tensor) -> Tensor:
@@ -227,4 +234,6 @@ def build_vision(model: VisionModel, heads: range | None = None) -> MultiHead:
     if trunk is not None and model.trunks == 2:
         trunk = TwoTrunks(trunk, VisionTrunk(model), dim=1)
     numbers = range(model.heads) if heads is None else heads
-    return MultiHead(trunk, {number: VisionHead(model) for number in numbers})
+    network = MultiHead(trunk, {number: VisionHead(model) for number in numbers})
+    share_weights(network, model.sharing)
+    return network

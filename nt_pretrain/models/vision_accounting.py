@@ -63,7 +63,9 @@ def vision_shapes(model: VisionModel) -> Shapes:
 
 
 def output_places(model: VisionModel, picture_size: int) -> dict[str, int]:
-    """How often each convolution or classifier weight is used for a square picture: places (y, x) of its output."""
+    """How often each convolution or classifier weight is used for a square picture: places (y, x) of its output, of
+    every member that shares it.
+    """
     places: dict[str, int] = {}
     with torch.device("meta"):
         network = build_vision(model)
@@ -72,7 +74,7 @@ def output_places(model: VisionModel, picture_size: int) -> dict[str, int]:
             if isinstance(module, nn.Conv2d | nn.Linear):
 
                 def count(_: nn.Module, __: tuple[Tensor, ...], out: Tensor, key: str = f"{name}.weight") -> None:
-                    places[key] = math.prod(out.shape[2:])
+                    places[key] = math.prod(out.shape[2:]) * (len(out) // 2)
 
                 handles.append(module.register_forward_hook(count))
         with torch.no_grad():

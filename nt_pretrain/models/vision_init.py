@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nt_pretrain.counter_random import CHUNK, key_of, normal, uniform
-from nt_pretrain.models.groups import group_of
+from nt_pretrain.models.groups import group_of, without_member
 from nt_pretrain.models.vision import VisionModel
 
 
@@ -29,8 +29,9 @@ def initial_vision_values(name: str, shape: tuple[int, ...], index: Tensor, *, s
     """
     key = key_of(seed, "weights", name)
     if len(shape) == 1:
-        is_gain = name.endswith("norm.weight")
-        is_zero = not is_gain or (model.zero_last_norm and name.endswith(".last_norm.weight"))
+        shared = without_member(name)
+        is_gain = shared.endswith("norm.weight")
+        is_zero = not is_gain or (model.zero_last_norm and shared.endswith(".last_norm.weight"))
         return torch.full(index.shape, 0.0 if is_zero else 1.0, dtype=torch.float32, device=index.device)
     flat = index.reshape(-1)
     values = torch.empty(flat.shape, dtype=torch.float32, device=index.device)

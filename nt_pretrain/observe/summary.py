@@ -48,7 +48,7 @@ def title(rundir: RunDir) -> str:
     config, status = read_config(rundir), rundir.read_status()
     parts = []
     if config is not None:
-        heads = config.model.heads
+        heads = config.model.voices
         parts.append(f"{heads} heads" if heads > 1 else "1 head")
         parts.append(f"density {config.sparsity.density:g}")
     if status is not None:

@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.folders import step_of
 from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid, open_checkpoint
-from nt_pretrain.methods.phase import Clone, Phase
+from nt_pretrain.config.schema import ModelSection
+from nt_pretrain.methods.phase import Clone, Phase, changed
+from nt_pretrain.models.groups import group_of, without_member
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import like_parameter
+from nt_pretrain.parallel.shard import like_parameter, local
 from nt_pretrain.sparsity.slices import keep_slice
 from nt_pretrain.sparsity.topology import mask_
 from nt_pretrain.train.resume import refuse_other_model
@@ -44,12 +47,15 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     """
     assert isinstance(phase.start, Clone)
     # Its topology may be any; its weights must fit.
-    wanted = {
-        k: v for k, v in identity(phase.config, tokenizer_sha256).items() if k in ("model", "tokenizer", "weights")
-    }
+    as_parent = phase.config
+    if phase.config.model.sharing == "low_rank":
+        options = ("sharing", "members", "rank", "factor_gain")
+        defaults = {f"model.{each}": ModelSection.model_fields[each].default for each in options}
+        as_parent = changed(phase.config, defaults)
+    wanted = {k: v for k, v in identity(as_parent, tokenizer_sha256).items() if k in ("model", "tokenizer", "weights")}
     refuse_other_model(found, wanted)
     state = fresh_state(phase.config, ranks)
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in state.parameters.items()}
+    tensors = {f"model.{source}": own[0].detach() for source, own in _by_source(state).items()}
     tensors |= {f"model.{name}": buffer for name, buffer in statistics_of(state.model).items()}
     active: dict[str, int] = found.state["active_units"]
     for layer in state.layers:
@@ -58,6 +64,10 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
             flags = layer.active.view(torch.uint8)
             tensors[f"active.{layer.name}"] = like_parameter(flags, state.parameters[layer.name])
     load_tensors(found.path, tensors, group=ranks.control)
+    with torch.no_grad():
+        for first, *others in _by_source(state).values():
+            for each in others:
+                local(each).copy_(local(first))
     if phase.start.keeps is not None:
         _keep(state, active, phase.start, ranks)
         if phase.annealing is None:
@@ -71,6 +81,17 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     if state.average is not None:
         state.average.restart()
     return state
+
+
+def _by_source(state: TrainState) -> dict[str, list[nn.Parameter]]:
+    """Parameters by the name they have in the parent: of members that share weights each begins with a copy of what
+    is its own; what low-rank members add stays as it is.
+    """
+    found: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in state.parameters.items():
+        if group_of(name) != "factor":
+            found.setdefault(without_member(name), []).append(parameter)
+    return found
 
 
 def _keep(state: TrainState, active: dict[str, int], start: Clone, ranks: Ranks) -> None:

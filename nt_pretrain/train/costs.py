@@ -19,9 +19,6 @@ from nt_pretrain.methods.settings import single
 from nt_pretrain.models.accounting import Count
 from nt_pretrain.train.plan import Plan, make_plan
 
-BACKWARD = 3
-"""Operations of a training step for one of its forward pass."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -96,13 +93,13 @@ def cost_of(phase: Phase) -> Cost:
     plan: Plan = make_plan(phase.config, 1)
     if isinstance(phase.start, OnTrunks):
         return _of_head(phase, plan)
-    forward = Count(plan.flops_per_sample_dense // BACKWARD, plan.flops_per_sample_active // BACKWARD)
+    forward = plan.flops_per_sample_forward
     return Cost(
         parameters=plan.accounts.all,
         training=Count(plan.total_flops_dense, plan.total_flops_active),
         executed=plan.flops_per_sample_executed * plan.total_samples,
         inference=forward,
-        inference_executed=plan.flops_per_sample_executed // BACKWARD,
+        inference_executed=forward.active if plan.executes_active else forward.total,
     )
 
 
@@ -111,10 +108,10 @@ def _of_head(phase: Phase, plan: Plan) -> Cost:
     config = phase.config
     # A second head adds a head and no trunk.
     wider = make_plan(changed(config, {"model.heads": 2}), 1)
-    head = (wider.flops_per_sample_dense - plan.flops_per_sample_dense) // BACKWARD
-    trunk = plan.flops_per_sample_dense // BACKWARD - head
-    teacher = make_plan(single(config), 1).flops_per_sample_dense // BACKWARD
-    training = (trunk + BACKWARD * head + teacher) * plan.total_samples
+    head = wider.flops_per_sample_forward.total - plan.flops_per_sample_forward.total
+    trunk = plan.flops_per_sample_forward.total - head
+    teacher = make_plan(single(config), 1).flops_per_sample_forward.total
+    training = (trunk + 3 * head + teacher) * plan.total_samples
     parameters = wider.accounts.all.total - plan.accounts.all.total
     return Cost(Count(parameters, parameters), Count(training, training), training, Count(head, head), head)
 

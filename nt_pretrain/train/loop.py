@@ -24,6 +24,7 @@ from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.dropout import step_dropout
 from nt_pretrain.train.failures import DivergedError
 from nt_pretrain.train.lr import learning_rate
+from nt_pretrain.train.many_inputs import input_orders
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
@@ -80,10 +81,11 @@ def train(parts: Parts, beside: Beside) -> ExitCode:
         scores = growth_scores(state, config, ranks, step_in)
         inputs = inputs_of(batch, config, ranks)
         drop = step_dropout(config, step, inputs.samples, ranks)
+        orders = input_orders(config, step, inputs.samples, ranks)
         stripping.before_step(step)
         objective = beside.objective(step_in, inputs.samples)
         with drawn_masks(state, phase, step_in) as drawn, beside.for_step(step_in):
-            losses = accumulate_gradients(state.model, config, inputs, ranks, scores, drop, objective)
+            losses = accumulate_gradients(state.model, config, inputs, ranks, scores, drop, orders, objective)
         stripping.after_gradients(step)
         if is_update_step(config, step_in):
             watchdog.at(step, "updating topologies")

@@ -16,6 +16,7 @@ from nt_pretrain.config.schema import Config, ModelSection
 from nt_pretrain.eval.metrics import CHUNK
 from nt_pretrain.models.accounting import Shapes
 from nt_pretrain.models.groups import group_of, part_of
+from nt_pretrain.models.sharing import is_frozen, sharing_of
 from nt_pretrain.parallel.mesh import wants_cuda
 from nt_pretrain.parallel.shard import blocks_of, singles_of
 from nt_pretrain.sparsity.budget import LayerBudget
@@ -102,9 +103,11 @@ def estimate(
     shards = {name: math.ceil(count / _shards(name, sizes)) for name, count in held.items()}
     shard = sum((shards | {name: layer.shard for name, layer in blocks.items()}).values())
     groups = _gathered_groups(held | {name: layer.gathered for name, layer in blocks.items()})
-    gradients = shard * stored
+    frozen = [name for name in held if is_frozen(name, sharing_of(config.model))]
+    trained = shard - sum(shards[name] for name in frozen)
+    gradients = trained * stored
     if accumulation > 1:
-        gradients += sum(held.values()) * reduced
+        gradients += (sum(held.values()) - sum(held[name] for name in frozen)) * reduced
     else:
         gradients += max(*groups.values(), 0) * (used + reduced)
     flagged = {
@@ -124,7 +127,7 @@ def estimate(
         parts = _text_memory(config, sizes, compute, blocks)
     else:
         parts = (picture_memory if kind == "pictures" else row_memory)(config, sizes, compute)
-    moments, average = moment_count(config) * shard * stored, shard * average_bytes(config)
+    moments, average = moment_count(config) * trained * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average
     # Kernels of convolutions gather some pixels at a time, never all of a layer's input.
     tokens = 0 if kind != "text" else config.train.micro_batch * config.data.sequence_length * sizes.head
@@ -169,8 +172,9 @@ def _text_memory(config: Config, sizes: MeshSizes, compute: int, blocks: dict[st
     looked_up = [layer for name, layer in blocks.items() if group_of(name) == "embedding"]
     # Where the values of a token belong.
     places = 8 * looked_up[0].budget.fan if looked_up else 0
+    rows = tokens * sharing_of(config.model).copies
     return TextMemory(
-        activations=math.ceil(tokens * (_saved_elements_per_token(config, sizes) * compute + places)),
+        activations=math.ceil(rows * (_saved_elements_per_token(config, sizes) * compute + places)),
         loss=_loss_bytes(config, sizes, tokens * sizes.head, compute, blocks.get("heads.0.output.weight")),
         validation=_validation_bytes(config, sizes, compute),
         read_off=_read_off_bytes(config, sizes, compute),
@@ -190,7 +194,9 @@ def checkpoint_bytes(config: Config, shapes: Shapes, budgets: dict[str, LayerBud
     flags = sum(budget.units for name, budget in budgets.items() if name not in blocks and name not in singles)
     tables = saved_bytes(blocks) + sum(single_saved_bytes(budget, 1) for budget in singles.values())
     stripped = sum(budget.units for budget in strippable_budgets(config, shapes).values())
-    return weight * sum(values.values()) + 2 * flags + stripped + tables
+    frozen = sum(count for name, count in values.items() if is_frozen(name, sharing_of(config.model)))
+    moments = moment_count(config) * stored * frozen
+    return weight * sum(values.values()) - moments + 2 * flags + stripped + tables
 
 
 def moment_count(config: Config) -> int:
@@ -243,6 +249,9 @@ def saved_per_token_of_block(model: ModelSection, recompute: str = "none", tenso
     inside = {"swiglu": 4, "relu": 1, "relu2": 2}[model.ffn] * model.intermediate
     attention, ffn = 3 * model.hidden + 2 * width + 2 * kv_width, 3 * model.hidden + inside
     gathered = model.hidden if tensor > 1 else 0
+    if model.sharing == "rank_one":
+        # What goes into every product with its factors, and what comes out of it without them.
+        attention, ffn = attention + 6 * model.hidden + 2 * kv_width, ffn + 3 * (model.hidden + model.intermediate)
     if recompute == "full":
         return model.hidden / tensor
     if recompute == "selective":
@@ -278,7 +287,11 @@ def _loss_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int, blo
     weight = count * (wide if compute == wide else wide + compute)
     if blocks is not None and tokens > config.train.loss_chunk:
         weight = max(weight, 2 * count * wide)
-    return 2 * _logits_bytes(config, sizes, tokens, compute) + weight + tokens * model.hidden * compute
+    if model.sharing != "none":
+        # Of every member its matrix, and gradients that wait for the backward pass of all.
+        weight = model.members * count * (2 * compute + (wide if compute == wide else 0)) + count * wide
+    rows = tokens * sharing_of(model).copies
+    return 2 * _logits_bytes(config, sizes, tokens, compute) + weight + rows * model.hidden * compute
 
 
 def _logits_bytes(config: Config, sizes: MeshSizes, tokens: int, compute: int) -> int:
@@ -301,7 +314,9 @@ def _validation_bytes(config: Config, sizes: MeshSizes, compute: int) -> int:
     A head group sees its ranks' tokens together; tensor ranks gather whole logits.
     """
     logits = config.model.vocab_size * config.eval.micro_batch * config.data.sequence_length * sizes.head
-    chunk, single = _read_off_bytes(config, sizes, compute), config.model.heads == sizes.head
+    chunk, single = _read_off_bytes(config, sizes, compute), config.model.voices == sizes.head
+    if config.model.sharing != "none":
+        logits, single = logits * config.model.members, False  # of all members at once
     return logits * compute + (max(logits * 4, chunk) if single else logits * 4 + chunk)
 
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from nt_pretrain.config.schema import OptimSection
+from nt_pretrain.models.groups import group_of
 from nt_pretrain.parallel.shard import local
 
 
 class Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) or SGD with momentum, in two groups: matrices and kernels decay, norms and
-    biases do not.
+    """AdamW (Loshchilov and Hutter 2019) or SGD with momentum, in groups: matrices and kernels decay, norms and biases
+    do not, nor what makes members out of shared weights; rank-one factors have a learning rate of their own. Frozen
+    parameters have no place in it.
 
     AdamW keeps two moments of every weight, SGD one: torch's momentum buffer, b = momentum b + gradient + weight_decay
     w, of which w - lr b is the step, or w - lr (gradient + weight_decay w + momentum b) with Nesterov's look ahead.
@@ -25,16 +27,23 @@ class Optimizer:
         exact: no bit may depend on where shards are cut (``parallel.deterministic_reduce``).
 
     Attributes:
+        parameters: those that are trained.
         shards: the local tensors by name; they share storage with ``parameters``.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], optim: OptimSection, *, exact: bool = False) -> None:
-        self.parameters = parameters
-        self.shards = {name: nn.Parameter(local(p.detach()), requires_grad=True) for name, p in parameters.items()}
+        self.parameters = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        self.shards = {name: nn.Parameter(local(p.detach()), requires_grad=True) for name, p in self.parameters.items()}
         self._steps = 0
-        decayed = [shard for name, shard in self.shards.items() if parameters[name].ndim >= 2]
-        plain = [shard for name, shard in self.shards.items() if parameters[name].ndim < 2]
-        groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        by_kind: dict[str, list[Tensor]] = {"decayed": [], "plain": [], "rank_one": []}
+        for name, shard in self.shards.items():
+            by_kind[_kind(name, self.parameters[name])].append(shard)
+        groups = [
+            {"params": by_kind["decayed"], "weight_decay": optim.weight_decay, "share": 1.0},
+            {"params": by_kind["plain"], "weight_decay": 0.0, "share": 1.0},
+        ]
+        if by_kind["rank_one"]:
+            groups.append({"params": by_kind["rank_one"], "weight_decay": 0.0, "share": optim.factor_lr})
         self._torch = _adamw(groups, optim, exact) if optim.algorithm == "adamw" else _sgd(groups, optim)
 
     def first_moment(self, name: str) -> Tensor:
@@ -61,7 +70,7 @@ class Optimizer:
         for name, shard in self.shards.items():
             shard.grad = gradients.get(name)
         for group in self._torch.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self._torch.step()
         self._steps += 1
         for name, shard in self.shards.items():
@@ -77,6 +86,12 @@ class Optimizer:
         for state in self._torch.state.values():
             if "step" in state:
                 state["step"].fill_(float(steps))
+
+
+def _kind(name: str, parameter: Tensor) -> str:
+    if group_of(name) == "factor":
+        return "rank_one" if parameter.ndim == 1 else "plain"
+    return "decayed" if parameter.ndim >= 2 else "plain"
 
 
 def _adamw(groups: list[dict], optim: OptimSection, exact: bool) -> torch.optim.AdamW:

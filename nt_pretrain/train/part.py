@@ -31,7 +31,7 @@ from nt_pretrain.parallel.shard import held_part, local
 from nt_pretrain.train.resume import refuse_other_model
 from nt_pretrain.train.state import TrainState, fresh_state, identity
 
-LINES = 1 << 20
+TOGETHER = 1 << 20
 """Values of a matrix that are looked at together while its units are scored."""
 
 Values = Callable[[Tensor], Tensor]
@@ -86,7 +86,7 @@ class Wider:
         row = shape[1] * kernel_of(shape)
         # Whole units at once where the rows are units.
         step = axis.width if axis is site.rows else 1
-        step *= max(1, LINES // (row * step))
+        step *= max(1, TOGETHER // (row * step))
         found = []
         for first in range(0, shape[0], step):
             rows = torch.arange(first, min(shape[0], first + step), device=device)

@@ -33,13 +33,14 @@ def picture_memory(config: Config, sizes: MeshSizes, compute: int) -> PictureMem
     model = vision_of(config.model)
     count = recomputed_elements if config.parallel.activation_checkpoint == "full" else saved_elements
     saved = count(model, config.data.picture_size)
-    micro, whole = config.train.micro_batch, config.train.micro_batch * sizes.head
+    micro, voices = config.train.micro_batch * config.train.batch_repeats, config.model.voices
+    whole = micro * sizes.head
     logits = model.classes * max(4, compute)
     evaluated = config.eval.micro_batch * sizes.head
-    members = min(CHUNK, model.heads * evaluated * model.classes) * (model.heads + 2) // model.heads
+    members = min(CHUNK, voices * evaluated * model.classes) * (voices + 2) // voices
     return PictureMemory(
         activations=(micro * saved.trunk + whole * saved.head) * compute,
         loss=3 * whole * logits,
-        validation=3 * evaluated * saved.largest_map * compute + evaluated * model.heads * logits,
+        validation=3 * evaluated * saved.largest_map * compute + evaluated * voices * logits,
         read_off=MEASURING * members * 8,
     )

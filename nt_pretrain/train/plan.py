@@ -20,11 +20,11 @@ from nt_pretrain.models.accounting import (
     account,
     attention_flops_per_token,
     flops_per_token,
-    matrix_weights,
     shapes_of,
 )
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.network import block_count, vision_of
+from nt_pretrain.models.sharing import sharing_of
 from nt_pretrain.models.vision_accounting import flops_per_picture, picture_cost
 from nt_pretrain.sparsity.block_budget import layer_budgets, line_budgets, overall
 from nt_pretrain.sparsity.budget import LayerBudget, names_without_blocks
@@ -50,7 +50,8 @@ class Plan:
             inactive weights are multiplied as zeros.
         flops_per_sample_active: operations per trained sample with active weights only, which the block backend
             executes, dense gradients of the steps after which blocks grow aside.
-        executes_active: whether only these are executed.
+        flops_per_sample_forward: operations of a forward pass of one sample, with all weights and with active ones.
+        executes_active: whether only active weights' are executed.
         checkpoint_bytes: one checkpoint, all ranks together.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     topology_updates: int
     flops_per_sample_dense: int
     flops_per_sample_active: int
+    flops_per_sample_forward: Count
     executes_active: bool
     memory: Memory
     checkpoint_bytes: int
@@ -91,14 +93,14 @@ def make_plan(config: Config, world_size: int) -> Plan:
     """The numbers of ``config``, which must have passed :mod:`nt_pretrain.config.checks`, on ``world_size`` ranks."""
     shapes = shapes_of(config.model)
     budgets = layer_budgets(shapes, config.sparsity) if config.sparsity.density < 1.0 else {}
-    accounts = account(shapes, budgets)
-    flops = _flops_per_sample(config, accounts, budgets)
+    accounts = account(shapes, budgets, sharing_of(config.model))
+    flops, forward = _flops_per_sample(config, accounts, budgets)
     lines = line_budgets(shapes, config.sparsity) if budgets and config.sparsity.balance == "line" else {}
     sizes = mesh_sizes(config, world_size)
     sequences = config.train.global_batch // sizes.data
     accumulation = max(1, sequences // config.train.micro_batch)
     samples = config.train.global_batch * (1 if config.model.classifies else config.data.sequence_length)
-    single = config.model.model_copy(update={"heads": 1})
+    single = config.model.model_copy(update={"heads": 1, "sharing": "none", "members": 1})
     return Plan(
         sizes=sizes,
         accounts=accounts,
@@ -116,21 +118,33 @@ def make_plan(config: Config, world_size: int) -> Plan:
         topology_updates=update_count(config),
         flops_per_sample_dense=flops.total,
         flops_per_sample_active=flops.active,
+        flops_per_sample_forward=forward,
         executes_active=bool(budgets) and config.sparsity.backend == "block",
         memory=estimate(config, shapes, strippable_budgets(config, shapes) | budgets, sizes, accumulation=accumulation),
         checkpoint_bytes=checkpoint_bytes(config, shapes, strippable_budgets(config, shapes) | budgets),
     )
 
 
-def _flops_per_sample(config: Config, accounts: Accounts, budgets: dict[str, LayerBudget]) -> Count:
-    """Operations of training on one token, picture or row: of all weights, and of the active ones."""
+def _flops_per_sample(
+    config: Config, accounts: Accounts, budgets: dict[str, LayerBudget]
+) -> tuple[Count, Count]:  # fmt: skip
+    """Operations of training on one token, picture or row, and of a forward pass: of all weights, and of the active
+    ones. Members that see a picture several times train on it as often.
+    """
     if config.model.data == "pictures":
-        return flops_per_picture(picture_cost(vision_of(config.model), config.data.picture_size, budgets).all)
-    if config.model.data == "rows":
-        weights = matrix_weights(shapes_of(config.model), budgets)
-        return Count(*(flops_per_token(each, 0) for each in (weights.total, weights.active)))
-    attention = attention_flops_per_token(config.model, config.data.sequence_length)
-    return Count(*(flops_per_token(each, attention) for each in (accounts.per_token.total, accounts.per_token.active)))
+        cost = picture_cost(vision_of(config.model), config.data.picture_size, budgets).all
+        once = flops_per_picture(cost)
+        repeats = config.train.batch_repeats
+        return Count(once.total * repeats, once.active * repeats), Count(2 * cost.total, 2 * cost.active)
+    used, frozen = accounts.per_token, accounts.frozen
+    attention, repeats = 0, config.train.batch_repeats
+    if config.model.data == "text":
+        attention = attention_flops_per_token(config.model, config.data.sequence_length)
+    training = (
+        flops_per_token(each, attention, still) * repeats
+        for each, still in ((used.total, frozen.total), (used.active, frozen.active))
+    )
+    return Count(*training), Count(*(2 * each + attention // 3 for each in (used.total, used.active)))
 
 
 def render(plan: Plan, config: Config) -> str:
@@ -152,7 +166,9 @@ def _model_in_words(config: Config) -> str:
     model, sparsity = config.model, config.sparsity
     blocks = block_count(model)
     trunk = blocks - model.blocks_in_head
-    if model.heads == 1:
+    if model.sharing != "none":
+        shape = f"{model.members} members that share the weights of {blocks} blocks ({model.sharing})"
+    elif model.heads == 1:
         shape = f"one model of {blocks} blocks"
     elif trunk == 0:
         shape = f"a deep ensemble of {model.heads} models of {blocks} blocks"
@@ -172,7 +188,7 @@ def _model_in_words(config: Config) -> str:
 def _parameters(plan: Plan, config: Config) -> Table:
     # Of layers of blocks the total is that of the dense matrices they stand for.
     table = aligned_table("parameters", "dense" if plan.executes_active else "total", "active", "density")
-    everything, heads = plan.accounts.all, config.model.heads
+    everything, heads = plan.accounts.all, config.model.voices
     for counts in (dict(plan.accounts.by_group.items()), _parts(plan), {"all": everything}):
         for name, count in counts.items():
             table.add_row(f"  {name}", f"{count.total:,}", f"{count.active:,}", f"{count.density:.4f}")

@@ -7,7 +7,7 @@ from typing import Any
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.load import Found, load_tensors
 from nt_pretrain.config.load import load_config
-from nt_pretrain.config.schema import Config
+from nt_pretrain.config.schema import Config, ModelSection
 from nt_pretrain.data.position import Position
 from nt_pretrain.methods.manifest import NAME
 from nt_pretrain.methods.phase import Calendar
@@ -62,13 +62,12 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
     """
     # Checkpoints of versions that knew AdamW only do not name it.
     identity = {"optimizer": {"algorithm": "adamw"}} | found.identity
-    # Likewise of versions that knew one backend, one balance and one feed-forward layer only.
+    # Nor do those of versions without an option say anything about it.
+    if isinstance(identity.get("model"), dict):
+        identity["model"] = ModelSection().model_dump(mode="json") | identity["model"]
+    # Likewise of versions that knew one backend and one balance only.
     if isinstance(identity.get("sparsity"), dict):
         identity["sparsity"] = {"backend": "masked", "balance": "layer", "stripped": False} | identity["sparsity"]
-    if isinstance(identity.get("model"), dict):
-        identity["model"] = {"head_slim": 1, "trunks": 1} | identity["model"]
-    if isinstance(identity.get("model"), dict) and "hidden" in identity["model"]:
-        identity["model"] = {"ffn": "swiglu"} | identity["model"]
     if not all(isinstance(identity.get(key), type(value)) for key, value in wanted.items()):
         raise CheckpointError(
             f"{found.path} was written by another version of this program: it says of itself {sorted(found.identity)}, "

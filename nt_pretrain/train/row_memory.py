@@ -29,15 +29,16 @@ def row_memory(config: Config, sizes: MeshSizes, compute: int) -> RowMemory:
         compute: bytes of an element where it is computed with.
     """
     model = mlp_of(config.model)
-    micro, evaluated = (size.micro_batch for size in (config.train, config.eval))
+    voices, copies = config.model.voices, model.sharing.copies
+    micro, evaluated = config.train.micro_batch * config.train.batch_repeats * copies, config.eval.micro_batch * copies
     trunk = model.features + sum(model.widths[: model.trunk_blocks])
     head = sum(model.widths[model.trunk_blocks :])
     logits = model.classes * max(4, compute)
     whole = evaluated * sizes.head
-    members = min(CHUNK, model.heads * whole * model.classes) * (model.heads + 2) // model.heads
+    members = min(CHUNK, voices * whole * model.classes) * (voices + 2) // voices
     return RowMemory(
         activations=micro * (trunk + sizes.head * head) * compute,
-        loss=3 * micro * sizes.head * logits,
-        validation=2 * whole * max(model.features, *model.widths) * compute + whole * model.heads * logits,
+        loss=3 * micro * sizes.head * logits * voices // copies,
+        validation=2 * whole * max(model.features, *model.widths) * compute + whole * voices * logits,
         read_off=MEASURING * members * 8,
     )

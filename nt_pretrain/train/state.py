@@ -88,7 +88,9 @@ class TrainState:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"model.{name}"] = parameter.detach()
-            for kind, moment in (self.optimizer.moments(name) if name in self.optimizer.shards else {}).items():
+            if name not in self.optimizer.shards:
+                continue  # frozen
+            for kind, moment in self.optimizer.moments(name).items():
                 tensors[f"{kind}.{name}"] = like_parameter(moment, parameter)
         for name, values in self.average.values.items() if self.average is not None else []:
             held = self.parameters.get(name)
@@ -201,7 +203,8 @@ def fresh_state(config: Config, ranks: Ranks, *, frozen_trunk: bool = False) -> 
             mask_(optimizer.shards[layer.name], layer.elements(layer.active))
     if config.train.ema_decay > 0.0:
         # Running statistics with the weights: those of the weights are not those of their average.
-        state.average = Average.of(dict(optimizer.shards) | statistics_of(model), config.train.ema_decay)
+        shards = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        state.average = Average.of(shards | statistics_of(model), config.train.ema_decay)
     if strippable:
         state.activity = Activity(units_of(config.model))
     return state

@@ -30,12 +30,13 @@ from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots, set_last_micro_batch
 from nt_pretrain.sparsity.topology import SparseLayer, mask_
 from nt_pretrain.train.dropout import StepDropout
+from nt_pretrain.train.many_inputs import Orders
 from nt_pretrain.train.optim import Optimizer
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one optimizer step, over all ranks: sum of token losses of each head [M] (fp64, nats), and number of
+    """Of one optimizer step, over all ranks: sum of token losses of each voice [M] (fp64, nats), and number of
     targets.
     """
 
@@ -63,7 +64,7 @@ def micro_batch_backward(
     head_group: dist.ProcessGroup | None = None,
     loss_of: Loss | None = None,
 ) -> Tensor:
-    """Backward of ``scale`` times the sum of the heads' loss sums; returns those of the heads held here, [M] (fp64).
+    """Backward of ``scale`` times the sum of the voices' loss sums; returns those of the heads held here, [M] (fp64).
 
     Each head sees the micro-batches of all ranks of ``head_group``, whose trunks ran each its own. A frozen trunk, like
     none, has no backward.
@@ -77,7 +78,8 @@ def micro_batch_backward(
     hidden, start, context, targets = begun
     if hidden.requires_grad:
         start.requires_grad_()
-    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=device)
+    sums = torch.zeros(config.model.voices, dtype=torch.float64, device=device)
+    each = config.model.voices // config.model.heads
     for number, head in own_heads(model).items():
         with computing(config, device):
             if loss_of is None:
@@ -85,7 +87,7 @@ def micro_batch_backward(
             else:
                 loss = loss_of(head, begun)
         loss.backward(torch.full_like(loss, scale))
-        sums[number] = loss.detach().double()
+        sums[number * each : (number + 1) * each] = loss.detach().double()
         del loss
     if hidden.requires_grad:
         assert start.grad is not None
@@ -103,6 +105,7 @@ def accumulate_gradients(
     ranks: Ranks,
     scores: GrowthScores | None = None,
     drop: StepDropout | None = None,
+    orders: Orders | None = None,
     objective: Objective | None = None,
 ) -> Losses:
     """Gradients of the global mean loss over targets from this rank's samples, reduced over all ranks.
@@ -113,6 +116,7 @@ def accumulate_gradients(
     Args:
         scores: what listens to the gradients of blocks that do not exist, in a step that grows some.
         drop: units that are dropped, if any are.
+        orders: of a network that sees several samples at a time, in which order each member sees them.
         objective: what is minimised; None: cross entropy with the targets.
     """
     batch = batch.to(ranks.device)
@@ -121,21 +125,25 @@ def accumulate_gradients(
     # FSDP averages a head's gradient over its ranks; the loss is a sum over them.
     scale = ranks.sizes.replicate * ranks.sizes.shard / max(1, int(count))
     if config.train.head_loss == "mean":
-        scale /= config.model.heads
+        scale /= config.model.voices
+    if orders is not None:
+        scale /= orders.repeats
     size = config.train.micro_batch
-    sums = torch.zeros(config.model.heads, dtype=torch.float64, device=ranks.device)
+    sums = torch.zeros(config.model.voices, dtype=torch.float64, device=ranks.device)
     for first in range(0, batch.samples, size):
         last = first + size >= batch.samples
         set_last_micro_batch(model, last)
         if scores is not None:
             scores.last = last
         part = batch.part(first, size)
+        if orders is not None:
+            part = orders.mixed(part, first)
         with drop.of(model, first, part.samples, ranks) if drop is not None else nullcontext():
             part, loss_of = (part, None) if objective is None else objective(part, first)
             sums += micro_batch_backward(model, config, part, scale, ranks.head_group, loss_of)
     if config.parallel.batch_norm == "rank" and config.model.sees_pictures:
         _average_statistics(model, ranks)
-    sums = sums.cpu() * ranks.counts
+    sums = sums.cpu() * ranks.counts / (orders.repeats if orders is not None else 1)
     reduce_over(sums, ranks.control)
     return Losses(sums, int(count))
 

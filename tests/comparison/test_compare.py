@@ -30,6 +30,7 @@ def test_every_row_has_a_dense_model_of_as_many_operations() -> None:
     jobs = jobs_of(CONFIG, [], list(rows.values()), 2)
     assert jobs["dense", 0] == jobs["dense:dense", 0] == jobs["dense:EDST", 0]
     assert len({job.name for job in jobs.values()}) == 2 * (4 + 2)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", job.name) for job in jobs.values()), "names of runs"
 
 
 def test_at_equal_operations_every_row_costs_what_the_dense_model_costs() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from nt_pretrain.config.checks import problems
 from nt_pretrain.config.schema import Config, ModelSection
-from nt_pretrain.models.accounting import matrix_weights, shapes_of
+from nt_pretrain.models.accounting import account, shapes_of
 from nt_pretrain.models.groups import group_of
 from nt_pretrain.models.network import block_count, build, values_of
 from nt_pretrain.sparsity.budget import plan_budgets
@@ -70,7 +70,7 @@ def test_matrices_are_sparse_and_biases_are_not() -> None:
     budgets = plan_budgets(shapes, config(sparsity={"density": 0.5}).sparsity)
     assert set(budgets) == {name for name in shapes if name.endswith(".weight")}
     # 6x8 + 8x10 in the trunk, 10x12 + 12x4 in each head; half of them, up to the rounding of each of six layers.
-    assert matrix_weights(shapes, {}).total == 128 + 2 * 168
+    assert account(shapes, {}).per_token.total == 128 + 2 * 168
     assert abs(sum(budget.active for budget in budgets.values()) - (128 + 2 * 168) // 2) <= 3
 
 
