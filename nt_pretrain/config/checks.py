@@ -23,6 +23,7 @@ from nt_pretrain.methods.calendar import calendar_of, method_problems
 from nt_pretrain.methods.phase import Part
 from nt_pretrain.models.accounting import Shapes, account, shapes_of
 from nt_pretrain.models.groups import group_of
+from nt_pretrain.models.network import block_count
 from nt_pretrain.sparsity.block_budget import layer_budgets
 from nt_pretrain.sparsity.budget import names_without_blocks, plan_budgets, sparse_names
 
@@ -60,7 +61,8 @@ def problems(config: Config, *, world_size: int | None = None) -> list[str]:
 
 def _problems(config: Config, world_size: int | None) -> list[str]:
     """What does not fit in one phase."""
-    found = family_problems(config) + sharing_problems(config) + ([] if config.model.classifies else _model(config))
+    found = _heads(config) + family_problems(config) + sharing_problems(config)
+    found += [] if config.model.classifies else _model(config)
     # Shapes of an impossible model would only repeat the message.
     found += _sparsity(config) + stripping_problems(config) if not found else []
     found += (
@@ -108,6 +110,21 @@ def _paths(config: Config) -> list[str]:
     ]
 
 
+def _heads(config: Config) -> list[str]:
+    """Shapes of heads that nothing would have."""
+    model, parallel = config.model, config.parallel
+    found = []
+    if model.head_slim > 1 and not model.blocks_in_head:
+        found.append("model.head_slim: heads have no blocks that could be narrower; set model.blocks_in_head")
+    if model.trunks > 1 and model.blocks_in_head >= block_count(model):
+        found.append("model.trunks: 2 with all blocks in the heads is none; lower model.blocks_in_head")
+    if (model.head_slim > 1 or model.trunks > 1) and parallel.tensor > 1:
+        found.append(f"parallel.tensor: {parallel.tensor} cuts neither narrower heads nor two trunks; set it to 1")
+    if model.trunks > 1 and model.sees_pictures and parallel.activation_checkpoint == "full":
+        found.append("parallel.activation_checkpoint: full does not go with model.trunks 2; set none")
+    return found
+
+
 def _model(config: Config) -> list[str]:
     model = config.model
     found = []
@@ -135,6 +152,12 @@ def _model(config: Config) -> list[str]:
             f"model.kv_heads: {model.kv_heads} does not divide model.attention_heads {model.attention_heads}; "
             f"these do: {listed(divisors(model.attention_heads))}"
         )
+    inside = {
+        "attention_heads": model.attention_heads, "kv_heads": model.kv_heads or model.attention_heads,
+        "intermediate": model.intermediate,
+    }  # fmt: skip
+    if wide := [f"model.{key} {width}" for key, width in inside.items() if width % model.head_slim]:
+        found.append(f"model.head_slim: {model.head_slim} does not divide {', '.join(wide)}")
     if model.blocks_in_head > model.layers:
         found.append(
             f"model.blocks_in_head: {model.blocks_in_head} exceeds model.layers {model.layers}; a head owns 0 (only "

@@ -11,6 +11,7 @@ from nt_pretrain.config.section import Fraction, Inside, Positive, Section
 MethodName = Literal[
     "none", "dense", "treenet", "neurotrails", "set", "rigl", "static", "deep_ensemble", "dst_ensemble", "edst",
     "snapshot", "fge", "prune_and_tune", "subnetworks", "ex_uno_plures", "batch_ensemble", "mimo", "lora_ensemble",
+    "bridge",
 ]  # fmt: skip
 
 
@@ -91,4 +92,31 @@ class MethodSection(Section):
         None,
         description="prune_and_tune, subnetworks: density of a child; default: one half, of a partition 1 / members, "
         "and no other is possible for antirandom pairs and partitions.",
+    )
+    modes: tuple[str, ...] = Field(
+        (), description="bridge: runs or checkpoints between which curves are laid; default: they are trained first."
+    )
+    bridge_type: Literal["I", "II"] = Field(
+        "I",
+        description="bridge: I: one mode, and a bridge to each other one that reads its features. II: all modes, and a "
+        "bridge between the first and each other one that reads the features of both; 2 k + 1 members.",
+    )
+    bridge_blocks: Positive = Field(1, description="bridge: last blocks of the network that a bridge is made of.")
+    slim: Positive = Field(
+        1, description="bridge: its blocks are so many times narrower (the authors': 1, medium; 2, small)."
+    )
+    mixup: Annotated[float, Field(ge=0.0)] = Field(
+        0.0,
+        description="bridge: pictures and rows are mixed in pairs by Beta(a, a) while a bridge learns (the authors': "
+        "0.4); 0: not.",
+    )
+    curve_share: Annotated[float, Field(gt=0.0)] = Field(
+        1.0, description="bridge: steps of a curve, as a share of train.steps."
+    )
+    bridge_share: Annotated[float, Field(gt=0.0)] = Field(
+        1.0, description="bridge: steps of a bridge, as a share of train.steps."
+    )
+    control: bool = Field(
+        False,
+        description="bridge: also distil the same head from the first mode itself, to compare; it does not speak.",
     )

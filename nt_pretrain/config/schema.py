@@ -49,6 +49,14 @@ class ModelSection(Section):
         description="Blocks each head owns. 0: norm and output only; all blocks: a deep ensemble, embeddings or stems "
         "too.",
     )
+    head_slim: Positive = Field(
+        1,
+        description="Blocks of a head are so many times narrower than those of the trunk: attention heads and hidden "
+        "units of a llama, whose residual stream keeps its width; channels; hidden layers of an mlp.",
+    )
+    trunks: Literal[1, 2] = Field(
+        1, description="2: two trunks side by side, all heads read what both put out (bridge networks of type II)."
+    )
     sharing: Literal["none", "rank_one", "inputs", "low_rank"] = Field(
         "none",
         description="How members share the weights of one head: rank_one: as BatchEnsemble; inputs (pictures): one "

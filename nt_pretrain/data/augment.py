@@ -148,13 +148,14 @@ def jittered(image: Tensor, strength: float, key: int) -> Tensor:
 
 
 def normalised(batch: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pictures as a model takes them: uint8 [N, 3, H, W] to zero mean and unit deviation, channels_last; or several
-    side by side, [N, 3 * M, H, W].
+    """Pictures as a model takes them: [N, 3, H, W] from 0 to 255 to zero mean and unit deviation, channels_last; or
+    several side by side, [N, 3 * M, H, W].
 
     On whatever device the batch lies: a GPU is sent bytes, not four times as many of floats.
     """
     beside = batch.shape[1] // len(MEAN)
     mean = torch.tensor(MEAN * beside, device=batch.device).mul_(255.0)[:, None, None]
     scale = torch.tensor(DEVIATION * beside, device=batch.device).mul_(255.0).reciprocal_()[:, None, None]
-    found = batch.contiguous(memory_format=torch.channels_last).to(torch.float32).sub_(mean).mul_(scale)
+    # A copy also of floats, which pictures are once they were mixed.
+    found = batch.contiguous(memory_format=torch.channels_last).to(torch.float32, copy=True).sub_(mean).mul_(scale)
     return found.to(dtype)

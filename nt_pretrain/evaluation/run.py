@@ -22,7 +22,6 @@ from nt_pretrain.evaluation.chosen import Chosen
 from nt_pretrain.evaluation.evaluate import Evaluation, Progress, evaluate
 from nt_pretrain.evaluation.harmed import harms_named, robustness_of
 from nt_pretrain.evaluation.load import Loaded
-from nt_pretrain.evaluation.norms import measure_norms_again
 from nt_pretrain.evaluation.passes import with_passes
 from nt_pretrain.evaluation.place import RECORD, free_folder, remove_figures
 from nt_pretrain.evaluation.record import record_of, to_text
@@ -32,6 +31,7 @@ from nt_pretrain.evaluation.target import of_other_data
 from nt_pretrain.observe.progress import shown_progress
 from nt_pretrain.observe.rundir import write_atomic
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.train.norms import measure_norms_again
 
 WRITING = "cannot write the evaluation"
 UNFINISHED = "robustness was asked for and is not measured yet"

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
-from nt_pretrain.methods import children, cyclic, edst, ex_uno_plures, independent, one_phase, shared
+from nt_pretrain.methods import bridge, children, cyclic, edst, ex_uno_plures, independent, one_phase, shared
 from nt_pretrain.methods.phase import Calendar, Phase
 from nt_pretrain.methods.settings import members_of
 from nt_pretrain.models.network import block_count
 
 ENSEMBLES = (
     "treenet", "neurotrails", "deep_ensemble", "dst_ensemble", "edst", "snapshot", "fge", "prune_and_tune",
-    "subnetworks", "ex_uno_plures", "batch_ensemble", "mimo", "lora_ensemble",
+    "subnetworks", "ex_uno_plures", "batch_ensemble", "mimo", "lora_ensemble", "bridge",
 )  # fmt: skip
 CHILDREN = ("prune_and_tune", "subnetworks")
 TUNED = (*CHILDREN, "lora_ensemble")
@@ -37,6 +37,14 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "annealing_decay": CHILDREN,
     "annealing_share": CHILDREN,
     "child_density": CHILDREN,
+    "modes": ("bridge",),
+    "bridge_type": ("bridge",),
+    "bridge_blocks": ("bridge",),
+    "slim": ("bridge",),
+    "mixup": ("bridge",),
+    "curve_share": ("bridge",),
+    "bridge_share": ("bridge",),
+    "control": ("bridge",),
 }
 """Which methods read an option of the section method; all may be told the number of members, so that one configuration
 serves an ensemble and the single model it is compared with. tests/methods checks that no option is missing."""
@@ -87,6 +95,8 @@ def phases_of(method: MethodSection) -> Callable[[Config], list[Phase]]:
             return shared.mimo
         case "lora_ensemble":
             return shared.lora_ensemble
+        case "bridge":
+            return bridge.phases
 
 
 def method_problems(config: Config) -> list[str]:
@@ -114,6 +124,7 @@ def method_problems(config: Config) -> list[str]:
         )
     if name == "ex_uno_plures":
         found += ex_uno_plures.unfitting(config)
+    found += bridge.problems(config) if name == "bridge" else []
     return found + _lengths(config) + _children(config)
 
 

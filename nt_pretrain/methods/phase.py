@@ -15,6 +15,7 @@ from typing import Literal
 from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.methods.annealing import Annealing
+from nt_pretrain.methods.curve import Blend, Curve, Distillation, OnTrunks
 from nt_pretrain.models.partition import Order, Residual
 
 
@@ -62,11 +63,15 @@ class Clone:
     Attributes:
         parent: name of a member made earlier in this run; or, where ``given``, a run or checkpoint.
         keeps: its units that the child has; None: all of them.
+        listed: of a given one, its name in the manifest.
+        speaks: of a given one, whether it belongs to the ensemble.
     """
 
     parent: str
     given: bool = False
     keeps: Slice | None = None
+    listed: str = "parent"
+    speaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Part:
     given: bool = False
 
 
-Start = Fresh | Continue | Clone | Part
+Start = Fresh | Continue | Clone | Part | Blend | OnTrunks
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class Phase:
         emits: name of the member that the state after the last step becomes; "": none.
         speaks: whether that member belongs to the ensemble, or is only made on the way.
         annealing: how the masks of a clone's units are drawn at first; None: they are there from the first step on.
+        curve: on which steps compute, whose control point is trained; None: they compute with the weights themselves.
+        distils: what a head on frozen trunks learns from instead of labels.
         before: steps of the run that lie before this phase; set by :class:`Calendar`.
     """
 
@@ -112,6 +119,8 @@ class Phase:
     emits: str = ""
     speaks: bool = True
     annealing: Annealing | None = None
+    curve: Curve | None = None
+    distils: Distillation | None = None
     before: int = 0
 
     @property

@@ -37,6 +37,7 @@ def dense(config: Config) -> Config:
 
 
 def single(config: Config) -> Config:
-    """Of one head, its topology over the whole model."""
+    """Of one head as wide as the trunk, its topology over the whole model."""
     scope = WHOLE_MODEL.get(config.sparsity.scope, config.sparsity.scope)
-    return changed(config, {"model.heads": 1, "model.blocks_in_head": 0, "sparsity.scope": scope})
+    one = {"model.heads": 1, "model.blocks_in_head": 0, "model.head_slim": 1, "model.trunks": 1}
+    return changed(config, one | {"sparsity.scope": scope})

@@ -81,9 +81,10 @@ def account(shapes: Shapes, budgets: dict[str, LayerBudget], sharing: Sharing = 
     )
 
 
-def blocks_on_all_paths(model: ModelSection) -> int:
-    """Blocks that exist: those of the trunk once and those of every head."""
-    return block_count(model) - model.blocks_in_head + model.heads * model.blocks_in_head
+def attention_heads_of_all_blocks(model: ModelSection) -> int:
+    """Attention heads of all blocks that exist: those of each trunk once and those of every head."""
+    in_trunk = model.trunks * (block_count(model) - model.blocks_in_head) * model.attention_heads
+    return in_trunk + model.heads * model.blocks_in_head * (model.attention_heads // model.head_slim)
 
 
 def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
@@ -93,8 +94,8 @@ def attention_flops_per_token(model: ModelSection, sequence_length: int) -> int:
     the model), thrice (forward, and two products each in backward), halved since attention is causal: 12 * W * T / 2.
     Every head counts.
     """
-    blocks = blocks_on_all_paths(model) * sharing_of(model).copies
-    return 6 * model.attention_heads * model.head_dim * sequence_length * blocks
+    heads = attention_heads_of_all_blocks(model) * sharing_of(model).copies
+    return 6 * model.head_dim * sequence_length * heads
 
 
 def flops_per_token(per_token: int, attention: int, frozen: int = 0) -> int:

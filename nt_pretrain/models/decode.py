@@ -64,7 +64,7 @@ def empty_cache(
         heads: numbers of the heads to use; None: all.
 
     Raises:
-        ValueError: no sequence, no room, or a head that ``model`` has not.
+        ValueError: no sequence, no room, two trunks, or a head that ``model`` has not.
     """
     if sequences < 1 or capacity < 1:
         raise ValueError(f"a cache of {sequences} sequences of {capacity} tokens: both must be at least 1")
@@ -73,11 +73,13 @@ def empty_cache(
         raise ValueError(f"there is no head {missing[0]}; the model has {', '.join(model.heads)}")
     norm = _head(model, numbers[0]).norm.weight
     kv_heads, head_dim = section.kv_heads or section.attention_heads, section.head_dim
+    if section.trunks > 1:
+        raise ValueError("a network of two trunks cannot go on token by token; choose another member")
     # One query against bfloat16 keys takes torch's CPU several times longer than against float32 ones.
     dtype = torch.promote_types(norm.dtype, torch.float32) if norm.device.type == "cpu" else norm.dtype
 
-    def blocks(count: int) -> list[KeysValues]:
-        shape = (sequences, kv_heads, capacity, head_dim)
+    def blocks(count: int, slim: int = 1) -> list[KeysValues]:
+        shape = (sequences, kv_heads // slim, capacity, head_dim)
         # Zeros, not leftovers: what is masked is multiplied with a weight of 0, which a nan would survive.
         return [
             KeysValues(*(torch.zeros(shape, dtype=dtype, device=norm.device) for _ in range(2))) for _ in range(count)
@@ -87,7 +89,7 @@ def empty_cache(
     in_trunk = 0 if model.trunk is None else section.layers - section.blocks_in_head
     return Cache(
         blocks(in_trunk),
-        {number: blocks(section.blocks_in_head) for number in numbers},
+        {number: blocks(section.blocks_in_head, section.head_slim) for number in numbers},
         torch.zeros(sequences, dtype=torch.int64),
         (cos.to(norm.dtype), sin.to(norm.dtype)),
     )

@@ -67,10 +67,12 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, model: ModelSection) -> None:
+    """Rotary causal attention, grouped-query; ``slim`` divides the number of heads, each of which keeps its width."""
+
+    def __init__(self, model: ModelSection, slim: int = 1) -> None:
         super().__init__()
-        self.heads = model.attention_heads
-        self.kv_heads = model.kv_heads or model.attention_heads
+        self.heads = model.attention_heads // slim
+        self.kv_heads = (model.kv_heads or model.attention_heads) // slim
         self.head_dim = model.head_dim
         self.query = nn.Linear(model.hidden, self.heads * self.head_dim, bias=False)
         self.key = nn.Linear(model.hidden, self.kv_heads * self.head_dim, bias=False)
@@ -99,11 +101,12 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, model: ModelSection) -> None:
+    def __init__(self, model: ModelSection, slim: int = 1) -> None:
         super().__init__()
-        self.gate = nn.Linear(model.hidden, model.intermediate, bias=False)
-        self.up = nn.Linear(model.hidden, model.intermediate, bias=False)
-        self.down = nn.Linear(model.intermediate, model.hidden, bias=False)
+        units = model.intermediate // slim
+        self.gate = nn.Linear(model.hidden, units, bias=False)
+        self.up = nn.Linear(model.hidden, units, bias=False)
+        self.down = nn.Linear(units, model.hidden, bias=False)
 
     @property
     def entering(self) -> list[nn.Linear]:
@@ -121,10 +124,10 @@ class ReluFeedForward(nn.Module):
     A hidden unit whose row of ``up`` gives no positive number for a token is exactly 0 for it.
     """
 
-    def __init__(self, model: ModelSection) -> None:
+    def __init__(self, model: ModelSection, slim: int = 1) -> None:
         super().__init__()
-        self.up = nn.Linear(model.hidden, model.intermediate, bias=False)
-        self.down = nn.Linear(model.intermediate, model.hidden, bias=False)
+        self.up = nn.Linear(model.hidden, model.intermediate // slim, bias=False)
+        self.down = nn.Linear(model.intermediate // slim, model.hidden, bias=False)
         self.is_squared = model.ffn == "relu2"
 
     @property
@@ -138,14 +141,18 @@ class ReluFeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, [B, T, H] to [B, T, H]."""
+    """One pre-norm transformer block, [B, T, H] to [B, T, H].
 
-    def __init__(self, model: ModelSection) -> None:
+    Args:
+        slim: divides what lies inside, attention heads and hidden units.
+    """
+
+    def __init__(self, model: ModelSection, slim: int = 1) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(model.hidden, model.norm_eps)
-        self.attention = Attention(model)
+        self.attention = Attention(model, slim)
         self.ffn_norm = RMSNorm(model.hidden, model.norm_eps)
-        self.ffn: nn.Module = FeedForward(model) if model.ffn == "swiglu" else ReluFeedForward(model)
+        self.ffn: nn.Module = FeedForward(model, slim) if model.ffn == "swiglu" else ReluFeedForward(model, slim)
 
     def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
         x_BTH = x_BTH + self.attention(self.attention_norm(x_BTH), context)

@@ -7,14 +7,13 @@ one head it is an ordinary network.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nt_pretrain.models.loss import IGNORED, statistics_dtype
-from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.models.multihead import MultiHead, TwoTrunks
 from nt_pretrain.models.sharing import ALONE, Sharing, said_by_members, share_weights
 
 
@@ -28,6 +27,8 @@ class MlpModel:
         classes: of the output layer.
         heads: M, the heads of the ensemble. 1 is an ordinary single model.
         blocks_in_head: hidden layers each head owns. 0: the output layer only; all: a deep ensemble.
+        head_slim: widths of the layers of a head are divided by it.
+        trunks: 1, or 2 side by side, of which heads read both.
         label_smoothing: share of the target's weight spread over all classes, in the training loss.
         sharing: how members share the weights of one head.
 
@@ -42,6 +43,8 @@ class MlpModel:
     blocks_in_head: int = 0
     label_smoothing: float = 0.0
     sharing: Sharing = ALONE
+    head_slim: int = 1
+    trunks: int = 1
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -51,11 +54,23 @@ class MlpModel:
                 f"model.blocks_in_head: {self.blocks_in_head} exceeds the {len(self.widths)} hidden layers of "
                 f"model.widths; a head owns 0 (only its output layer) to {len(self.widths)} (a deep ensemble)"
             )
+        if wrong := [width for width in self.widths[self.trunk_blocks :] if width % self.head_slim]:
+            raise ValueError(f"model.head_slim: {self.head_slim} does not divide {wrong[0]}, a width of a head's layer")
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of each hidden layer."""
-        return list(itertools.pairwise((self.features, *self.widths)))
+        """(inputs, outputs) of each hidden layer on the path of a head."""
+        found, before = [], self.features
+        for number, width in enumerate(self.widths):
+            after = width if number < self.trunk_blocks else width // self.head_slim
+            found.append((self.trunks * before if number == self.trunk_blocks else before, after))
+            before = after
+        return found
+
+    @property
+    def last(self) -> int:
+        """Inputs of the output layer."""
+        return self.blocks[-1][1] if self.blocks_in_head else self.trunks * self.blocks[-1][1]
 
     @property
     def trunk_blocks(self) -> int:
@@ -93,7 +108,7 @@ class MlpHead(nn.Module):
     def __init__(self, model: MlpModel) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(MlpBlock(*block) for block in model.blocks[model.trunk_blocks :])
-        self.output = nn.Linear(model.widths[-1], model.classes)
+        self.output = nn.Linear(model.last, model.classes)
         self.label_smoothing, self.sharing = model.label_smoothing, model.sharing
 
     def forward(
@@ -124,7 +139,9 @@ def build_mlp(model: MlpModel, heads: range | None = None) -> MultiHead:
 
     Values are torch's defaults; :mod:`nt_pretrain.models.mlp_init` gives the real ones.
     """
-    trunk = MlpTrunk(model) if model.trunk_blocks else None
+    trunk: nn.Module | None = MlpTrunk(model) if model.trunk_blocks else None
+    if trunk is not None and model.trunks == 2:
+        trunk = TwoTrunks(trunk, MlpTrunk(model), dim=-1)
     numbers = range(model.heads) if heads is None else heads
     network = MultiHead(trunk, {number: MlpHead(model) for number in numbers})
     share_weights(network, model.sharing)

@@ -39,14 +39,36 @@ class Trunk(nn.Module):
         return x_BTH
 
 
+class TwoTrunks(nn.Module):
+    """Two trunks of one kind side by side; what they put out stands one behind the other along ``dim``."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([first, second])
+        self.dim = dim
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Those of the first, then those of the second."""
+        return [block for part in self.parts for block in part.blocks]  # type: ignore[union-attr]
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return torch.cat([part(inputs, context) for part in self.parts], dim=self.dim)
+
+
 class Head(nn.Module):
-    """Hidden states of the trunk (or tokens, in a deep ensemble) to a loss or to logits."""
+    """Hidden states of the trunk (or tokens, in a deep ensemble) to a loss or to logits.
+
+    Behind two trunks a matrix makes one residual stream of both.
+    """
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
         if model.blocks_in_head == model.layers:
             self.embedding = nn.Embedding(model.vocab_size, model.hidden)
-        self.blocks = nn.ModuleList(Block(model) for _ in range(model.blocks_in_head))
+        if model.trunks == 2:
+            self.linear = nn.Linear(2 * model.hidden, model.hidden, bias=False)
+        self.blocks = nn.ModuleList(Block(model, model.head_slim) for _ in range(model.blocks_in_head))
         self.norm = RMSNorm(model.hidden, model.norm_eps)
         self.output = nn.Linear(model.hidden, model.vocab_size, bias=False)
         self.norm_passes = 2 if model.final_norm_twice else 1
@@ -55,11 +77,13 @@ class Head(nn.Module):
     def forward(self, x: Tensor, context: Context, targets_BT: Tensor | None = None, loss_chunk: int = 1024) -> Tensor:
         """Sum of the token losses in nats (fp32 scalar) when ``targets_BT`` is given, else logits [B, T, V].
 
-        ``x`` is the trunk's output [B, T, H], or tokens [B, T] where the head owns the embedding. Where M members share
-        the head, it is [M * B, T, H], losses are [M] and logits [M, B, T, V].
+        ``x`` is the trunk's output [B, T, H] ([B, T, 2 H] of two), or tokens [B, T] where the head owns the embedding.
+        Where M members share the head, it is [M * B, T, H], losses are [M] and logits [M, B, T, V].
         """
         if hasattr(self, "embedding"):
             x = self.embedding(x)
+        if hasattr(self, "linear"):
+            x = self.linear(x)
         for block in self.blocks:
             x = block(x, context)
         for _ in range(self.norm_passes):
@@ -100,7 +124,7 @@ class MultiHead(nn.Module):
     beside its inputs, None for pictures and rows.
     """
 
-    trunk: Any  # Trunk, VisionTrunk, MlpTrunk or None; those two are built on this module, so cannot be named here
+    trunk: Any  # Trunk, VisionTrunk, MlpTrunk, TwoTrunks or None; two of them are built on this module
 
     def __init__(self, trunk: nn.Module | None, heads: Mapping[int, nn.Module]) -> None:
         super().__init__()
@@ -119,7 +143,9 @@ def build(model: ModelSection, heads: range | None = None) -> MultiHead:
 
     Values are torch's defaults; :mod:`nt_pretrain.models.init` gives the real ones.
     """
-    trunk = Trunk(model) if model.blocks_in_head < model.layers else None
+    trunk: nn.Module | None = Trunk(model) if model.blocks_in_head < model.layers else None
+    if trunk is not None and model.trunks == 2:
+        trunk = TwoTrunks(trunk, Trunk(model), dim=-1)
     network = MultiHead(trunk, {number: Head(model) for number in (range(model.heads) if heads is None else heads)})
     share_weights(network, sharing_of(model))
     return network

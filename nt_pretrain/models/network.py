@@ -29,6 +29,8 @@ def vision_of(model: ModelSection, label_smoothing: float = 0.0) -> VisionModel:
         classes=model.classes,
         heads=model.heads,
         blocks_in_head=model.blocks_in_head,
+        head_slim=model.head_slim,
+        trunks=model.trunks,
         small_stem=model.small_stem,
         output_bias=model.output_bias,
         zero_last_norm=model.zero_last_norm,
@@ -50,6 +52,8 @@ def mlp_of(model: ModelSection, label_smoothing: float = 0.0) -> MlpModel:
         classes=model.classes,
         heads=model.heads,
         blocks_in_head=model.blocks_in_head,
+        head_slim=model.head_slim,
+        trunks=model.trunks,
         label_smoothing=label_smoothing,
         sharing=sharing_of(model),
     )

@@ -12,7 +12,7 @@ a CPU.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nt_pretrain.models.loss import IGNORED, statistics_dtype
-from nt_pretrain.models.multihead import MultiHead
+from nt_pretrain.models.multihead import MultiHead, TwoTrunks
 from nt_pretrain.models.resnet import BasicBlock, BlockShape, Bottleneck, Stem, block_shapes
 from nt_pretrain.models.sharing import ALONE, Sharing, said_by_members, share_weights
 from nt_pretrain.models.wide_resnet import WideBlock, WideStem
@@ -56,6 +56,8 @@ class VisionModel:
         classes: of the classifier.
         heads: M, the heads of the ensemble. 1 is an ordinary single model.
         blocks_in_head: blocks each head owns. 0: classifier (and final norm) only; all: a deep ensemble, stems too.
+        head_slim: channels of the blocks of a head are divided by it.
+        trunks: 1, or 2 side by side, of which heads read both.
         small_stem: a 3x3 convolution at full size instead of 7x7 with stride and pooling: for pictures of 32 or 64
             pixels. resnet20 and WideResNet always have one.
         output_bias: the classifier has a bias (timm's has; NeuroTrails' ResNets have none).
@@ -79,6 +81,8 @@ class VisionModel:
     label_smoothing: float = 0.0
     channels: tuple[int, ...] | None = None
     sharing: Sharing = ALONE
+    head_slim: int = 1
+    trunks: int = 1
 
     def __post_init__(self) -> None:
         if self.family not in STAGES:
@@ -93,10 +97,10 @@ class VisionModel:
         for name, value in (("classes", self.classes), ("heads", self.heads)):
             if value < 1:
                 wrong.append(f"model.{name}: {value} must be at least 1")
-        if not 0 <= self.blocks_in_head <= len(self.blocks):
+        if not 0 <= self.blocks_in_head <= len(self._whole):
             wrong.append(
-                f"model.blocks_in_head: {self.blocks_in_head} of the {len(self.blocks)} blocks of {self.family}; a "
-                f"head owns 0 (only its classifier) to {len(self.blocks)} (a deep ensemble)"
+                f"model.blocks_in_head: {self.blocks_in_head} of the {len(self._whole)} blocks of {self.family}; a "
+                f"head owns 0 (only its classifier) to {len(self._whole)} (a deep ensemble)"
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             wrong.append(f"train.label_smoothing: {self.label_smoothing} must be at least 0 and below 1")
@@ -104,11 +108,29 @@ class VisionModel:
             wrong.append(f"model.small_stem: has no effect on {self.family}, whose stem is always small; leave out")
         if self.is_wide and self.zero_last_norm:
             wrong.append(f"model.zero_last_norm: has no effect on {self.family}, whose blocks end without a norm")
+        narrow = {channels for shape in self._whole for channels in (shape.inside, shape.after)}
+        if wide := sorted(each for each in narrow if each % self.head_slim):
+            wrong.append(f"model.head_slim: {self.head_slim} does not divide the {wide[0]} channels of {self.family}")
         if wrong:
             raise ValueError("\n".join(wrong))
 
     @property
     def blocks(self) -> list[BlockShape]:
+        """On the path of a head, first to last."""
+        whole = self._whole
+        if not self.blocks_in_head or self.head_slim == self.trunks == 1:
+            return whole
+        head = [
+            replace(each, before=each.before // self.head_slim, inside=each.inside // self.head_slim,
+                    after=each.after // self.head_slim)
+            for each in whole[self.trunk_blocks :]
+        ]  # fmt: skip
+        head[0] = replace(head[0], before=whole[self.trunk_blocks].before * self.trunks)
+        return whole[: self.trunk_blocks] + head
+
+    @property
+    def _whole(self) -> list[BlockShape]:
+        """Of a head as wide as the trunk."""
         stem, *stages = self.channels or CHANNELS[self.family]
         expansion = 4 if self.family == "resnet50" else 1
         return block_shapes(STAGES[self.family], tuple(stages), before=stem, expansion=expansion)
@@ -125,7 +147,7 @@ class VisionModel:
     @property
     def trunk_blocks(self) -> int:
         """Blocks that the trunk holds; 0 also in a deep ensemble, which has no trunk."""
-        return len(self.blocks) - self.blocks_in_head
+        return len(self._whole) - self.blocks_in_head
 
 
 def _stem(model: VisionModel) -> nn.Module:
@@ -161,7 +183,7 @@ class VisionHead(nn.Module):
         if model.trunk_blocks == 0:
             self.stem = _stem(model)
         self.blocks = nn.ModuleList(_block(model, shape) for shape in model.blocks[model.trunk_blocks :])
-        features = model.blocks[-1].after
+        features = model.blocks[-1].after * (1 if model.blocks_in_head else model.trunks)
         self.norm = nn.BatchNorm2d(features) if model.is_wide else None
         self.output = nn.Linear(features, model.classes, bias=model.output_bias)
         self.label_smoothing, self.sharing = model.label_smoothing, model.sharing
@@ -208,7 +230,9 @@ def build_vision(model: VisionModel, heads: range | None = None) -> MultiHead:
 
     Values are torch's defaults; :mod:`nt_pretrain.models.vision_init` gives the real ones.
     """
-    trunk = VisionTrunk(model) if model.trunk_blocks else None
+    trunk: nn.Module | None = VisionTrunk(model) if model.trunk_blocks else None
+    if trunk is not None and model.trunks == 2:
+        trunk = TwoTrunks(trunk, VisionTrunk(model), dim=1)
     numbers = range(model.heads) if heads is None else heads
     network = MultiHead(trunk, {number: VisionHead(model) for number in numbers})
     share_weights(network, model.sharing)

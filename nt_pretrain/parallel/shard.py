@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.models.accounting import shapes_of
-from nt_pretrain.models.mlp import MlpHead, MlpTrunk
-from nt_pretrain.models.multihead import Head, MultiHead, Trunk
+from nt_pretrain.models.mlp import MlpBlock, MlpHead, MlpTrunk
+from nt_pretrain.models.multihead import Head, MultiHead, Trunk, TwoTrunks
 from nt_pretrain.models.network import build, values_of
 from nt_pretrain.models.vision import VisionHead, VisionTrunk
 from nt_pretrain.parallel.batch_norm import norms_of, recomputing, synchronise
@@ -99,7 +99,7 @@ def placed_model(config: Config, ranks: Ranks) -> MultiHead:
             _recompute(block, config.parallel.activation_checkpoint)
             if config.parallel.compile:
                 block.compile()
-        units = [] if isinstance(root, MlpTrunk | MlpHead) else blocks
+        units = [block for block in blocks if not isinstance(block, MlpBlock)]
         _shard(root, units, config, mesh["replicate", "shard"] if ranks.sizes.replicate > 1 else mesh["shard"])
     return model
 
@@ -122,7 +122,7 @@ def singles_of(config: Config) -> dict[str, LayerBudget]:
     return single_budgets(plan_budgets(shapes_of(config.model), sparsity))
 
 
-Root = Trunk | Head | VisionTrunk | VisionHead | MlpTrunk | MlpHead
+Root = Trunk | TwoTrunks | Head | VisionTrunk | VisionHead | MlpTrunk | MlpHead
 """A trunk or a head: what is called from outside."""
 
 

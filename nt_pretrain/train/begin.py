@@ -7,8 +7,10 @@ import gc
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.load import Found
 from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.curve import Blend, OnTrunks
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Fresh, Part, Phase
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.train.blend import blended_state, state_on_trunks
 from nt_pretrain.train.clone import cloned_state
 from nt_pretrain.train.members import Members
 from nt_pretrain.train.part import part_state
@@ -26,8 +28,17 @@ def initial_state(phase: Phase, members: Members, ranks: Ranks) -> TrainState:
     if isinstance(phase.start, Part):
         found = members.parent_of(phase.start) if phase.start.parent else None
         return part_state(phase, found, members.tokenizer, ranks)
+    if isinstance(phase.start, Blend):
+        return blended_state(phase, members.parts_of(phase.start), ranks)
+    if isinstance(phase.start, OnTrunks):
+        return state_on_trunks(phase, [members.mode(mode, phase.config) for mode in phase.start.modes], ranks)
     assert isinstance(phase.start, Fresh), f"{phase.name} has nothing to continue"
     return fresh_state(phase.config, ranks)
+
+
+def empty_state(phase: Phase, ranks: Ranks) -> TrainState:
+    """The state that a checkpoint of ``phase`` is read into."""
+    return fresh_state(phase.config, ranks, frozen_trunk=isinstance(phase.start, OnTrunks))
 
 
 def go_over(state: TrainState, phase: Phase, members: Members, ranks: Ranks) -> None:

@@ -18,6 +18,7 @@ from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
 from nt_pretrain.train import readings
 from nt_pretrain.train.anneal import drawn_masks, settle, target_only
+from nt_pretrain.train.beside import Beside
 from nt_pretrain.train.change import change_topology, growth_scores
 from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.dropout import step_dropout
@@ -54,8 +55,11 @@ class Parts:
     watchdog: Watchdog
 
 
-def train(parts: Parts) -> ExitCode:
+def train(parts: Parts, beside: Beside) -> ExitCode:
     """Train from ``state.step`` to the last step of the phase, or until told to stop.
+
+    Args:
+        beside: frozen weights that the phase needs beside its state.
 
     Raises:
         DivergedError: the gradient is not finite; nothing of this step is saved.
@@ -79,8 +83,9 @@ def train(parts: Parts) -> ExitCode:
         drop = step_dropout(config, step, inputs.samples, ranks)
         orders = input_orders(config, step, inputs.samples, ranks)
         stripping.before_step(step)
-        with drawn_masks(state, phase, step_in) as drawn:
-            losses = accumulate_gradients(state.model, config, inputs, ranks, scores, drop, orders)
+        objective = beside.objective(step_in, inputs.samples)
+        with drawn_masks(state, phase, step_in) as drawn, beside.for_step(step_in):
+            losses = accumulate_gradients(state.model, config, inputs, ranks, scores, drop, orders, objective)
         stripping.after_gradients(step)
         if is_update_step(config, step_in):
             watchdog.at(step, "updating topologies")
@@ -111,7 +116,7 @@ def train(parts: Parts) -> ExitCode:
             parts.requests.saved()
         if validation_is_due(phase, step):
             watchdog.at(step, "validating")
-            with meter.paused(), target_only(state, phase, step_in):
+            with meter.paused(), target_only(state, phase, step_in), beside.for_validation():
                 observer.validated(step, *parts.validation.measure())
         if decision.stop and step < parts.total_steps:
             observer.stopping(step, decision.reason)

@@ -20,11 +20,14 @@ from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.curve import Blend, Mode, OnTrunks
 from nt_pretrain.methods.manifest import Ensemble, Member, read_ensemble, write_ensemble
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase, changed
+from nt_pretrain.methods.settings import dense, single
 from nt_pretrain.observe.rundir import RunDir, write_atomic
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.clone import find_parent
+from nt_pretrain.train.resume import refuse_other_model
 from nt_pretrain.train.state import TrainState, identity
 
 KEPT = ("model.", "ema.", "active.", "columns.", "ids.")
@@ -64,6 +67,26 @@ class Members:
         if on_first(self.ranks.control, "cannot clone", lambda: _hash(found.path)) != sha256:
             raise CheckpointError(f"{path} is not the parent that {self.manifest} lists; its children need that one")
         return found
+
+    def mode(self, mode: Mode, config: Config) -> Found:
+        """The checkpoint of a finished model, between which curves are laid and on whose trunk bridges stand.
+        Collective.
+
+        Args:
+            config: of the phase that reads it; the model is one of its shape, without narrower heads or second trunks.
+
+        Raises:
+            CheckpointError: as :meth:`parent_of`; or it is of another model or tokenizer.
+        """
+        start = Clone(mode.path or mode.name, given=bool(mode.path), listed=mode.name, speaks=mode.speaks)
+        found = self.parent_of(start)
+        own = identity(single(dense(config)), self.tokenizer)
+        refuse_other_model(found, {key: own[key] for key in ("model", "tokenizer", "weights")})
+        return found
+
+    def parts_of(self, blend: Blend) -> list[tuple[Found, float]]:
+        """The checkpoints that ``blend`` is a sum of, with their shares. Collective; errors as :meth:`mode`."""
+        return [(self.mode(mode, self.config), share) for mode, share in blend.parts]
 
     def emit(self, phase: Phase, state: TrainState) -> str:
         """Write the member that the end of ``phase`` leaves, and the manifest. Collective.
@@ -147,7 +170,7 @@ class Members:
         """How a member was made, enough to make it again."""
         found: dict[str, Any] = {"phase": phase.name, "steps": phase.steps, "seed": phase.config.run.seed}
         match phase.start:
-            case Clone(parent, _, keeps):
+            case Clone(parent=parent, keeps=keeps):
                 known = {each.name: each.sha256 for each in self._all()}
                 found |= {"from": "clone", "parent": parent, "parent_sha256": known[_listed_as(phase.start)]}
                 found |= {"keeps": asdict(keeps)} if keeps is not None else {}
@@ -160,10 +183,19 @@ class Members:
                     found["parent_sha256"] = {each.name: each.sha256 for each in self._all()}[_listed_as(part)]
                 else:
                     found["parent_seed"] = part.wide.run.seed
+            case Blend(parts):
+                found |= {"from": "a blend", "parts": {mode.name: share for mode, share in parts}}
+            case OnTrunks(modes):
+                # Its folder holds copies of the trunks: with those of the modes they are computed once.
+                found |= {"from": "its seed", "trunks": [mode.name for mode in modes]}
             case Continue(escape):
                 found |= {"from": "the phase before"} | ({"escape": escape} if escape else {})
             case _:
                 found["from"] = "its seed"
+        if phase.curve is not None:
+            found["curve"] = [phase.curve.first.name, phase.curve.last.name]
+        if phase.distils is not None:
+            found["teacher"] = {mode.name: share for mode, share in phase.distils.teacher.parts}
         return found
 
     def _listed(self) -> Ensemble:
@@ -184,7 +216,9 @@ class Members:
         run = os.path.relpath(found.path.parent.parent, self.rundir.path)
         parent = Member(_listed_as(start), run, found.step, _hash(found.path), made={"from": start.parent})
         before = self._listed()
-        write_ensemble(self.rundir.path, replace(before, others=[*before.others, parent]))
+        kind = "members" if isinstance(start, Clone) and start.speaks else "others"
+        lists: dict[str, Any] = {kind: [*getattr(before, kind), parent]}
+        write_ensemble(self.rundir.path, replace(before, **lists))
         return True
 
     def _all(self) -> list[Member]:
@@ -193,7 +227,9 @@ class Members:
 
 
 def _listed_as(start: Clone | Part) -> str:
-    return "parent" if start.given else start.parent
+    if not start.given:
+        return start.parent
+    return start.listed if isinstance(start, Clone) else "parent"
 
 
 def _hash(checkpoint: Path) -> str:

@@ -46,6 +46,15 @@ class Observer:
         """A member of the ensemble, or its parent, is in place."""
         self._event("member", step, text, {}, echo=text)
 
+    def curve_measured(self, step: int, values: dict[str, float]) -> None:
+        """Validation losses along a curve and, to compare, in the middle of the straight line."""
+        if self._recorder is not None:
+            self._recorder.metrics(step, values)
+        along = " ".join(f"{values[f'curve/loss_{place}']:.4f}" for place in ("first", "middle", "last"))
+        text = f"losses at r = 0, 0.5 and 1 of the curve {along}; in the middle of the straight line "
+        text += f"{values['curve/loss_line']:.4f}"
+        self._event("curve", step, text, {}, echo=text)
+
     def stepped(self, step: int, values: dict[str, float]) -> None:
         values = values | self._topology
         if self._recorder is not None:

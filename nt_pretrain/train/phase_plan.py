@@ -8,7 +8,9 @@ from rich.console import Console
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.calendar import calendar_of
+from nt_pretrain.methods.curve import Blend, OnTrunks
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase
+from nt_pretrain.train.costs import cost_of
 from nt_pretrain.train.plan import aligned_table, make_plan, power, render
 
 
@@ -30,13 +32,17 @@ def in_words(phase: Phase, calendar: Calendar) -> str:
 def start_in_words(phase: Phase) -> str:
     """What a phase starts from."""
     match phase.start:
-        case Clone(parent, _, keeps):
+        case Clone(parent=parent, keeps=keeps):
             if keeps is None:
                 return parent
             return f"{parent}, units {keeps.first:.0%} to {keeps.last:.0%} in {keeps.order} order"
         case Part():
             parent = phase.start.parent or f"seed {phase.start.wide.run.seed}"
             return f"{parent}, part {phase.start.number + 1} of {phase.start.of} of its units"
+        case Blend():
+            return phase.start.in_words
+        case OnTrunks(modes):
+            return f"seed {phase.config.run.seed} on the trunk of " + " and ".join(mode.name for mode in modes)
         case Continue(escape):
             return "the phase before" + (f", escape {escape:g}" if escape else "")
         case _:
@@ -50,11 +56,12 @@ def _phases(config: Config, calendar: Calendar, world_size: int) -> str:
     sums = [0, 0]
     for phase in calendar:
         plan = make_plan(phase.config, world_size)
-        sums = [sums[0] + plan.total_flops_dense, sums[1] + plan.total_flops_active]
+        training = cost_of(phase).training
+        sums = [sums[0] + training.total, sums[1] + training.active]
         member = phase.emits + ("" if phase.speaks or not phase.emits else " (does not speak)")
         rows.add_row(
             f"  {phase.name}", f"{phase.steps:,}", start_in_words(phase), f"{plan.accounts.sparse.density:.4f}",
-            f"{plan.accounts.all.active:,}", power(plan.total_flops_dense), power(plan.total_flops_active), member,
+            f"{plan.accounts.all.active:,}", power(training.total), power(training.active), member,
         )  # fmt: skip
     rows.add_section()
     rows.add_row("  all", f"{calendar.total_steps:,}", "", "", "", power(sums[0]), power(sums[1]), "")

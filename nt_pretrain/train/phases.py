@@ -9,23 +9,38 @@ from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import set_timeout
 from nt_pretrain.train import readings
 from nt_pretrain.train.begin import go_over
+from nt_pretrain.train.beside import weights_beside
+from nt_pretrain.train.costs import executed_per_sample
+from nt_pretrain.train.curve import losses_on
 from nt_pretrain.train.loop import Parts, train
 from nt_pretrain.train.members import Members
 from nt_pretrain.train.phase_plan import in_words
-from nt_pretrain.train.plan import make_plan
 from nt_pretrain.train.state import identity
 
 
-def train_phases(parts: Parts, calendar: Calendar, members: Members) -> ExitCode:
+def train_phases(parts: Parts, calendar: Calendar, members: Members, *, missed: bool = False) -> ExitCode:
     """Train from where ``parts`` stand to the end of the last phase, or until told to stop.
+
+    Args:
+        missed: the validation due at the step where they stand was not made.
 
     Raises:
         As :func:`nt_pretrain.train.loop.train`, and CheckpointError where a member cannot be written or a parent used.
     """
     while True:
-        code = train(parts)
+        beside = weights_beside(parts.phase, parts.state, members, parts.ranks)
+        if missed:
+            with beside.for_validation():
+                parts.observer.validated(parts.state.step, *parts.validation.measure())
+        missed = False
+        code = train(parts, beside)
         if code is not ExitCode.FINISHED:
             return code
+        if beside.curve is not None:
+            parts.watchdog.at(parts.state.step, "measuring the curve")
+            with parts.meter.paused():
+                parts.observer.curve_measured(parts.state.step, losses_on(beside.curve, parts.validation))
+        del beside
         parts.watchdog.at(parts.state.step, "writing a member")
         with parts.meter.paused():
             told = members.emit(parts.phase, parts.state)
@@ -48,7 +63,7 @@ def _next(parts: Parts, calendar: Calendar, members: Members) -> Parts:
     parts.watchdog.at(state.step, f"beginning phase {phase.name}")
     with parts.meter.paused():
         go_over(state, phase, members, ranks)
-    parts.meter.flops_per_sample = make_plan(phase.config, ranks.world).flops_per_sample_executed
+    parts.meter.flops_per_sample = executed_per_sample(phase)
     density = readings.of_topology(state.budgets) if state.budgets else {}
     parts.observer.phase_begins(state.step, in_words(phase, calendar), density)
     checkpoints = parts.checkpoints

@@ -35,19 +35,19 @@ from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
 from nt_pretrain.train.anneal import goes_on
-from nt_pretrain.train.begin import initial_state, phase_of
+from nt_pretrain.train.begin import empty_state, initial_state, phase_of
 from nt_pretrain.train.checkpoints import Checkpoints
+from nt_pretrain.train.costs import executed_per_sample
 from nt_pretrain.train.failures import exit_code_of, explained, words_of
 from nt_pretrain.train.loop import Parts, validation_is_due
 from nt_pretrain.train.members import Members
 from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.phase_plan import render_run
 from nt_pretrain.train.phases import train_phases
-from nt_pretrain.train.plan import Plan, make_plan
 from nt_pretrain.train.quarantine import Quarantine
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
-from nt_pretrain.train.state import TrainState, fresh_state, identity
+from nt_pretrain.train.state import TrainState, identity
 from nt_pretrain.train.together import on_all
 from nt_pretrain.train.validation import Validation
 
@@ -81,13 +81,13 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
         found = newest_valid(rundir.checkpoints, group=ranks.control)
         phase = phase_of(found, calendar, config)
-        state = initial_state(phase, members, ranks) if found is None else fresh_state(phase.config, ranks)
+        state = initial_state(phase, members, ranks) if found is None else empty_state(phase, ranks)
         saved_as = identity(phase.config, members.tokenizer)
         position = None
         if found:
             annealing = goes_on(phase, found.step - phase.before + 1)
             position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
-    meter = _meter(config, make_plan(phase.config, ranks.world), state, calendar.total_steps, ranks)
+    meter = _meter(config, phase, state, calendar.total_steps, ranks)
     observer = _observer(rundir, console, meter, config, state, calendar.total_steps, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:
         observer.warned(state.step, notice)
@@ -118,14 +118,12 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
                 observer.warned(state.step, "data.allow_change: going on although " + "; ".join(loader.changes))
             quarantine = Quarantine(ranks, observer, loader.documents, config.data.max_bad_fraction)
             quarantine.restore(found.state.get("quarantine", {}) if found else {})
-            if missed:
-                observer.validated(state.step, *validation.measure())
             with quarantine.summarised(console.plain, rundir.events), contextlib.closing(iter(loader)) as batches:
                 parts = Parts(
                     phase, calendar.total_steps, ranks, state, batches, quarantine, meter, observer, requests,
                     validation, checkpoints, watchdog,
                 )  # fmt: skip
-                code = train_phases(parts, calendar, members)
+                code = train_phases(parts, calendar, members, missed=missed)
         except Exception as caught:
             # Before a save in flight is waited for: the first to speak is taken for the cause.
             error = explained(caught, config, ranks.rank, watchdog, rundir.ranks)
@@ -223,13 +221,13 @@ def _loader(config: Config, ranks: Ranks, position: Position | None) -> TrainLoa
     )
 
 
-def _meter(config: Config, plan: Plan, state: TrainState, total_steps: int, ranks: Ranks) -> Meter:
+def _meter(config: Config, phase: Phase, state: TrainState, total_steps: int, ranks: Ranks) -> Meter:
     return Meter(
         device=ranks.device,
         world=ranks.world,
         remaining_steps=total_steps - state.step,
-        samples=plan.samples,
-        flops_per_sample=plan.flops_per_sample_executed,
+        samples=config.model.samples,
+        flops_per_sample=executed_per_sample(phase),
         peak=config.observe.peak_tflops,
         samples_before=state.targets,
         hours_before=state.seconds / 3600,

@@ -176,11 +176,18 @@ def budgets_at(config: Config, shapes: Shapes, step: int) -> dict[str, LayerBudg
     return strippable | layer_budgets(shapes, config.sparsity, density=overall_density(config, step))
 
 
-def fresh_state(config: Config, ranks: Ranks) -> TrainState:
-    """Initial weights, first topology, empty optimizer: a function of the configuration, not of the ranks."""
+def fresh_state(config: Config, ranks: Ranks, *, frozen_trunk: bool = False) -> TrainState:
+    """Initial weights, first topology, empty optimizer: a function of the configuration, not of the ranks.
+
+    Args:
+        frozen_trunk: only the heads are trained and have moments; the trunk's running statistics stay too.
+    """
     model = sharded_model(config, ranks)
+    if frozen_trunk:
+        model.trunk.requires_grad_(False).eval()
     parameters = dict(model.named_parameters())
-    optimizer = Optimizer(parameters, config.optim, exact=config.parallel.deterministic_reduce)
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    optimizer = Optimizer(trained, config.optim, exact=config.parallel.deterministic_reduce)
     shapes = shapes_of(config.model)
     budgets, strippable = budgets_at(config, shapes, 0), strippable_budgets(config, shapes)
     sparse = topologies(model) | single_topologies(model)

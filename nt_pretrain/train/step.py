@@ -8,8 +8,10 @@ That is the same gradient as one joint backward, at the peak activation memory o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +24,7 @@ from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.batch_norm import average_statistics
 from nt_pretrain.parallel.collectives import exact_sums, reduce_over
 from nt_pretrain.parallel.exchange import scattered_sum, width
-from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
+from nt_pretrain.parallel.forward import Inputs, Start, computing, run_trunk
 from nt_pretrain.parallel.growth import GrowthScores
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.shard import own_heads, roots, set_last_micro_batch
@@ -46,27 +48,48 @@ class Losses:
         return (self.sums / self.targets).tolist()
 
 
+Loss = Callable[[Any, Start], Tensor]
+"""Of a head and what it starts from: the sum of its targets' losses in nats (fp32 scalar)."""
+Objective = Callable[[Inputs, int], tuple[Inputs, Loss]]
+"""Of a micro-batch, whose first sample has this number in the rank's batch: what goes into the network instead, and the
+loss of its heads.
+"""
+
+
 def micro_batch_backward(
-    model: MultiHead, config: Config, batch: Inputs, scale: float, head_group: dist.ProcessGroup | None = None
+    model: MultiHead,
+    config: Config,
+    batch: Inputs,
+    scale: float,
+    head_group: dist.ProcessGroup | None = None,
+    loss_of: Loss | None = None,
 ) -> Tensor:
     """Backward of ``scale`` times the sum of the voices' loss sums; returns those of the heads held here, [M] (fp64).
 
-    Each head sees the micro-batches of all ranks of ``head_group``, whose trunks ran each its own.
+    Each head sees the micro-batches of all ranks of ``head_group``, whose trunks ran each its own. A frozen trunk, like
+    none, has no backward.
+
+    Args:
+        loss_of: the loss; None: cross entropy with the targets.
     """
     device = batch.inputs.device
     with computing(config, device):
-        hidden, start, context, targets = run_trunk(model, config, batch, head_group)
-    if model.trunk is not None:
+        begun = run_trunk(model, config, batch, head_group)
+    hidden, start, context, targets = begun
+    if hidden.requires_grad:
         start.requires_grad_()
     sums = torch.zeros(config.model.voices, dtype=torch.float64, device=device)
     each = config.model.voices // config.model.heads
     for number, head in own_heads(model).items():
         with computing(config, device):
-            loss = head(start, context, targets, config.train.loss_chunk)
+            if loss_of is None:
+                loss = head(start, context, targets, config.train.loss_chunk)
+            else:
+                loss = loss_of(head, begun)
         loss.backward(torch.full_like(loss, scale))
         sums[number * each : (number + 1) * each] = loss.detach().double()
         del loss
-    if model.trunk is not None:
+    if hidden.requires_grad:
         assert start.grad is not None
         gradient = scattered_sum(start.grad, 0, head_group)
         # FSDP averages the trunk's gradient over the ranks of this group too, those of the heads not.
@@ -83,6 +106,7 @@ def accumulate_gradients(
     scores: GrowthScores | None = None,
     drop: StepDropout | None = None,
     orders: Orders | None = None,
+    objective: Objective | None = None,
 ) -> Losses:
     """Gradients of the global mean loss over targets from this rank's samples, reduced over all ranks.
 
@@ -93,6 +117,7 @@ def accumulate_gradients(
         scores: what listens to the gradients of blocks that do not exist, in a step that grows some.
         drop: units that are dropped, if any are.
         orders: of a network that sees several samples at a time, in which order each member sees them.
+        objective: what is minimised; None: cross entropy with the targets.
     """
     batch = batch.to(ranks.device)
     count = (batch.targets != IGNORED).sum().cpu().to(torch.int64) * ranks.counts
@@ -114,7 +139,8 @@ def accumulate_gradients(
         if orders is not None:
             part = orders.mixed(part, first)
         with drop.of(model, first, part.samples, ranks) if drop is not None else nullcontext():
-            sums += micro_batch_backward(model, config, part, scale, ranks.head_group)
+            part, loss_of = (part, None) if objective is None else objective(part, first)
+            sums += micro_batch_backward(model, config, part, scale, ranks.head_group, loss_of)
     if config.parallel.batch_norm == "rank" and config.model.sees_pictures:
         _average_statistics(model, ranks)
     sums = sums.cpu() * ranks.counts / (orders.repeats if orders is not None else 1)
@@ -123,10 +149,11 @@ def accumulate_gradients(
 
 
 def _average_statistics(model: MultiHead, ranks: Ranks) -> None:
-    if ranks.sizes.head == 1:
+    frozen = model.trunk is not None and not model.trunk.training
+    if ranks.sizes.head == 1 and not frozen:
         average_statistics(model, ranks.everyone)  # in one message
         return
-    for root in roots(model):
+    for root in roots(model)[int(frozen) :]:
         average_statistics(root, ranks.everyone if root is model.trunk else ranks.same_heads_group)
 
 

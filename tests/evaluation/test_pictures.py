@@ -13,13 +13,13 @@ from nt_pretrain.data.picture_sample import picture_sample
 from nt_pretrain.evaluation.asked import Options
 from nt_pretrain.evaluation.chosen import chosen_of
 from nt_pretrain.evaluation.load import find, load
-from nt_pretrain.evaluation.norms import measure_norms_again
 from nt_pretrain.evaluation.run import UNFINISHED, run
 from nt_pretrain.evaluation.target import config_of, target_of
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.mesh import connect
+from nt_pretrain.train.norms import measure_norms_again
 from tests.conftest import Corpus, command
 from tests.data.damage import flip
 from tests.data.photos import jpeg

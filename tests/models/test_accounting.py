@@ -9,7 +9,7 @@ from nt_pretrain.models.accounting import (
     Count,
     account,
     attention_flops_per_token,
-    blocks_on_all_paths,
+    attention_heads_of_all_blocks,
     flops_per_token,
     shapes_of,
 )
@@ -96,6 +96,6 @@ def test_operations_of_a_token() -> None:
     scores = 2 * hidden * length / 2
     weighted = 2 * hidden * length / 2
     forward_and_backward = 3 * (scores + weighted)
-    assert blocks_on_all_paths(M9) == 2 + 3 * 2
+    assert attention_heads_of_all_blocks(M9) == (2 + 3 * 2) * M9.attention_heads
     assert attention_flops_per_token(M9, length) == forward_and_backward * 8
     assert flops_per_token(1000, 50) == 6050

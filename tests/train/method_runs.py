@@ -52,6 +52,18 @@ def train_with_a_kill(
     return int(events[0]["step"])
 
 
+def train_with_kills(folder: Path, overrides: list[str], at: list[int]) -> list[int]:
+    """The same with several kills, one after the other; returns the steps it went on from."""
+    for step in at:
+        try:
+            run_ranks(_rank, 2, "configs/tiny.yaml", _all(folder, overrides), step, timeout=200)
+            raise AssertionError(f"nobody died after step {step}")
+        except RanksFailed as error:
+            assert "SIGKILL" in str(error), error
+    train(folder, overrides)
+    return [int(line["step"]) for line in read_lines(RunDir(folder).events) if line["kind"] == "resume"]
+
+
 def manifest(folder: Path) -> Ensemble:
     return read_ensemble(folder / NAME)
 

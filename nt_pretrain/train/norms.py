@@ -29,7 +29,8 @@ def measure_norms_again(
     ``train.micro_batch``.
 
     For weights that changed after the network saw its last batch: a topology updated at the last step, weights dropped,
-    an average. The same bits on any number of ranks, since batches are merged in their order. Collective.
+    an average, a point on a curve. Modules are left in the mode they were in. The same bits on any number of ranks,
+    since batches are merged in their order. Collective.
 
     Args:
         progress: told batches done, and of how many, of this rank.
@@ -46,6 +47,7 @@ def measure_norms_again(
     # Ranks gather weights together: one without pictures in the last round runs along with black ones.
     black = torch.zeros(sample.size, 3, config.data.picture_size, config.data.picture_size, dtype=torch.uint8)
     rounds = -(-sample.batches // ranks.sizes.data)
+    was = [(module, module.training) for module in model.modules()]
     model.eval()
     for done in range(1, rounds + 1):
         batch = on_all(ranks, lambda: next(batches, None))
@@ -57,6 +59,8 @@ def measure_norms_again(
     whole = _merged(found, ranks)
     store_moments(dict(zip(norms_of(model), whole, strict=True)))
     reshard(model)
+    for module, training in was:
+        module.training = training
     return sample.pictures
 
 
