@@ -22,7 +22,7 @@ def group_of(name: str) -> Group:
         layer.pop()  # of one of several members, whose other layers are shared
     if layer[-1].endswith("norm"):
         return "norm"
-    if layer[-1].startswith(("rank_one", "low_rank")):
+    if is_factor(name):
         return "factor"
     # A convolution beside others of its kind has a number behind its kernel: conv1x1_first.
     kinds = [part.split("_")[0] if part.startswith("conv") else part for part in layer[-2:]]
@@ -30,6 +30,11 @@ def group_of(name: str) -> Group:
         if group in kinds:
             return group
     raise ValueError(f"parameter {name!r} belongs to no known group; known: {', '.join(GROUPS)}")
+
+
+def is_factor(name: str) -> bool:
+    """Whether the parameter is what makes a member out of a shared layer."""
+    return name.rpartition(".")[2].startswith(("rank_one", "low_rank"))
 
 
 def without_member(name: str) -> str:

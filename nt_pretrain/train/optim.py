@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nt_pretrain.config.schema import OptimSection
-from nt_pretrain.models.groups import group_of
+from nt_pretrain.models.groups import is_factor
 from nt_pretrain.parallel.shard import local
 
 
@@ -89,7 +89,7 @@ class Optimizer:
 
 
 def _kind(name: str, parameter: Tensor) -> str:
-    if group_of(name) == "factor":
+    if is_factor(name):
         return "rank_one" if parameter.ndim == 1 else "plain"
     return "decayed" if parameter.ndim >= 2 else "plain"
 
