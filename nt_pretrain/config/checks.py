@@ -15,8 +15,9 @@ from nt_pretrain.config.blocks import backend_problems, tensor_problems
 from nt_pretrain.config.data import data_problems
 from nt_pretrain.config.family import family_problems
 from nt_pretrain.config.mesh import mesh_problems
+from nt_pretrain.config.model_section import Kind
 from nt_pretrain.config.numbers import divisors, listed, multiples_near
-from nt_pretrain.config.schema import Config, Kind, OptimSection
+from nt_pretrain.config.schema import Config, OptimSection
 from nt_pretrain.config.sharing import sharing_problems
 from nt_pretrain.config.stripping import stripping_problems
 from nt_pretrain.methods.calendar import calendar_of, method_problems

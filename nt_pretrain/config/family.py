@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nt_pretrain.config.schema import Config, Kind
+from nt_pretrain.config.model_section import Kind
+from nt_pretrain.config.schema import Config
 from nt_pretrain.models.network import mlp_of, vision_of
 
 Options = dict[str, tuple[str, ...]]

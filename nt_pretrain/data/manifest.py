@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from nt_pretrain.config.schema import Kind
+from nt_pretrain.config.model_section import Kind
 from nt_pretrain.data.errors import DataError
 
 FILE = "manifest.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nt_pretrain.config.schema import Config, Kind
+from nt_pretrain.config.model_section import Kind
+from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.data.corpus import Split, order_of
 from nt_pretrain.data.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nt_pretrain.config import schema
+from nt_pretrain.config import model_section
 from nt_pretrain.config.suggest import closest
 from nt_pretrain.eval.corruptions import CORRUPTIONS
 from nt_pretrain.eval.row_noise import DEVIATIONS, GAUSSIAN_NOISE
@@ -32,7 +32,7 @@ class Harm:
     amount: tuple[float, ...]
 
 
-def harms_of(names: Sequence[str] = (), *, data: schema.Kind) -> list[Harm]:
+def harms_of(names: Sequence[str] = (), *, data: model_section.Kind) -> list[Harm]:
     """The harms of these names at severities 1 to 5, in a fixed order; without names all there are.
 
     Pictures have the corruptions of :data:`CORRUPTIONS`, rows ``gaussian_noise``, text the typing errors of
@@ -44,7 +44,7 @@ def harms_of(names: Sequence[str] = (), *, data: schema.Kind) -> list[Harm]:
     inputs: Amounts = {name: ("corruption", corruption.amounts) for name, corruption in CORRUPTIONS.items()}
     typing: Amounts = {name: ("typing", tuple((rate,) for rate in RATES)) for name in KINDS}
     noise: Amounts = {GAUSSIAN_NOISE: ("corruption", tuple((deviation,) for deviation in DEVIATIONS))}
-    by_data: dict[schema.Kind, Amounts] = {"text": typing, "pictures": inputs, "rows": noise}
+    by_data: dict[model_section.Kind, Amounts] = {"text": typing, "pictures": inputs, "rows": noise}
     known: Amounts = {**by_data[data], WEIGHT_DROPOUT: ("weights", tuple((share,) for share in SHARES))}
     for name in names:
         if name not in known:
