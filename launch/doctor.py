@@ -31,6 +31,7 @@ from nt_pretrain.rehearsal.matrices import NothingToTime, matrices_of
 from nt_pretrain.rehearsal.report import fits, growth, in_full
 from nt_pretrain.rehearsal.step import rehearse
 from nt_pretrain.sparsity.capabilities import capabilities, report
+from nt_pretrain.train.phase_plan import heaviest
 
 
 def worlds(text: str) -> list[int]:
@@ -83,7 +84,7 @@ def machine_of(options: argparse.Namespace) -> Machine:
 
 
 def configuration(options: argparse.Namespace, world: int) -> Config:
-    """The configuration for ``world`` ranks.
+    """The configuration for ``world`` ranks, of a method that of its heaviest phase.
 
     Raises:
         ConfigErrors: something is wrong.
@@ -101,7 +102,8 @@ def configuration(options: argparse.Namespace, world: int) -> Config:
         wrong.append("parallel.cpu_offload: what lies in the host's memory is not rehearsed; leave it out")
     if wrong:
         raise ConfigErrors([f"{world} ranks: {each}" for each in wrong])
-    return config
+    # A method may train several models, one after the other: what does not fit is told of the largest.
+    return heaviest(config, world).config
 
 
 def _assumptions(options: argparse.Namespace, machine: Machine, config: Config) -> str:
@@ -109,10 +111,15 @@ def _assumptions(options: argparse.Namespace, machine: Machine, config: Config) 
         "sparsity.backend: block: products of blocks are forecast at the efficiency of dense ones, of which they reach "
         "less: the step is a lower bound; give a lower --efficiency, or time them on such a device (--here).\n"
     )
-    return (blocks if config.sparsity.backend == "block" else "") + (
-        f"assumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their "
-        f"rates, {LATENCY * 1e6:.0f} us a collective and {HOP * 1e6:.0f} us a rank it passes, nodes of "
-        f"{machine.devices_per_node}, network {machine.network * 8e-9:g} Gbit/s a device. Measure before you buy."
+    phase = f"rehearsed: the phase of method {config.method.name} that takes the most memory.\n"
+    return (
+        (phase if config.method.name != "none" else "")
+        + (blocks if config.sparsity.backend == "block" else "")
+        + (
+            f"assumed: products at {options.efficiency:.0%} of the peak, memory and links at {RATE_SHARE:.0%} of their "
+            f"rates, {LATENCY * 1e6:.0f} us a collective and {HOP * 1e6:.0f} us a rank it passes, nodes of "
+            f"{machine.devices_per_node}, network {machine.network * 8e-9:g} Gbit/s a device. Measure before you buy."
+        )
     )
 
 
@@ -122,6 +129,7 @@ def here(options: argparse.Namespace) -> int:
         config = load_config(options.config, options.overrides)
         if wrong := problems(config):
             raise ConfigErrors(wrong)
+        config = heaviest(config, 1).config
         torch.set_num_threads(threads_of_rank(config))
         matrices_of(config)  # what is wrong with it is told before anything takes time
         found = capabilities()

@@ -22,6 +22,11 @@ def render_run(config: Config, world_size: int) -> str:
     return text if len(calendar.phases) == 1 else f"{text}\n\n{_phases(config, calendar, world_size)}"
 
 
+def heaviest(config: Config, world_size: int) -> Phase:
+    """The phase that takes the most memory on a rank, the first of them."""
+    return max(calendar_of(config), key=lambda phase: make_plan(phase.config, world_size).memory.peak)
+
+
 def in_words(phase: Phase, calendar: Calendar) -> str:
     """One line for people."""
     number = len(calendar.begun(phase))

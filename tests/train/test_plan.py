@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nt_pretrain.config.load import load_config
 from nt_pretrain.config.schema import Config, SparsitySection
+from nt_pretrain.methods.calendar import calendar_of
+from nt_pretrain.train.phase_plan import heaviest, render_run
 from nt_pretrain.train.plan import make_plan, readable_bytes, render
 
 CONFIG = Config.model_validate(
@@ -128,3 +131,11 @@ def test_readable_bytes() -> None:
     assert [readable_bytes(n) for n in (0, 999, 1000, 999_499, 999_600, 3_765_376_512, 10**15)] == [
         "0 B", "999 B", "1 kB", "999 kB", "1 MB", "3.77 GB", "1 PB",
     ]  # fmt: skip
+
+
+def test_the_heaviest_phase_of_a_method_is_the_one_that_must_fit() -> None:
+    found = load_config("configs/compare_tabular.yaml", ["method.name=prune_and_tune"])
+    peaks = {phase.name: make_plan(phase.config, 1).memory.peak for phase in calendar_of(found)}
+    assert peaks[heaviest(found, 1).name] == max(peaks.values()) > min(peaks.values())
+    text = render_run(found, 1)
+    assert all(f"  {name} " in text for name in peaks) and "phases of method prune_and_tune" in text
