@@ -52,15 +52,17 @@ def train_with_a_kill(
     return int(events[0]["step"])
 
 
-def train_with_kills(folder: Path, overrides: list[str], at: list[int]) -> list[int]:
+def train_with_kills(
+    folder: Path, overrides: list[str], at: list[int], *, config: str = "configs/tiny.yaml"
+) -> list[int]:
     """The same with several kills, one after the other; returns the steps it went on from."""
     for step in at:
         try:
-            run_ranks(_rank, 2, "configs/tiny.yaml", _all(folder, overrides), step, timeout=200)
+            run_ranks(_rank, 2, config, _all(folder, overrides), step, timeout=200)
             raise AssertionError(f"nobody died after step {step}")
         except RanksFailed as error:
             assert "SIGKILL" in str(error), error
-    train(folder, overrides)
+    train(folder, overrides, config=config)
     return [int(line["step"]) for line in read_lines(RunDir(folder).events) if line["kind"] == "resume"]
 
 

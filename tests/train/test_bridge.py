@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nt_pretrain.config.load import load_config
 from nt_pretrain.methods.calendar import calendar_of, method_problems
@@ -19,6 +21,7 @@ from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.forward import Inputs, Start
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.blend import summed
+from nt_pretrain.train.costs import costs_of
 from nt_pretrain.train.curve import OnCurve
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import accumulate_gradients
@@ -116,6 +119,43 @@ def test_killed_amid_a_curve_and_amid_a_bridge_of_both_trunks(corpus: Corpus, tm
         mode = member(run, f"mode_{number}")
         for name in [name for name in bridge if name.startswith(f"model.trunk.parts.{number}.")]:
             assert torch.equal(bridge[name], mode[name.replace(f"parts.{number}.", "")])
+
+
+def test_bridges_of_pictures_leave_running_statistics_of_trunks_alone_killed_or_not(tmp_path: Path) -> None:
+    for split, count in (("train", 64), ("test", 24)):
+        for number in range(count):
+            file = tmp_path / split / ("dark", "light")[number % 2] / f"{number:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.Generator(np.random.PCG64(number)).integers(0, 120, (16, 16, 3)) + 100 * (number % 2)
+            Image.fromarray(noise.astype(np.uint8)).save(file)
+    data = tmp_path / "prepared"
+    arguments = ["images", str(tmp_path / "train"), "--validation", str(tmp_path / "test"), "--out", str(data)]
+    command("launch/prepare.py", *arguments, "--workers", "1")
+    options = [
+        f"data.path={data}", "model.classes=2", "train.steps=5", "train.micro_batch=2", "data.picture_size=16",
+        "data.picture_shorter=16", "sparsity.density=1", "method.name=bridge", "method.members=2", "method.slim=2",
+        "method.mixup=0.4", "run.device=cpu", "eval.sequences=24", "data.window=64",
+    ]  # fmt: skip
+    config = "configs/images_small.yaml"
+    train(tmp_path / "undisturbed", options, config=config)
+    # In the bridge, whose teacher's running statistics are measured again.
+    (resumed,) = train_with_kills(tmp_path / "killed", options, [19], config=config)
+    assert 15 < resumed < 20
+    assert_same_ensembles(tmp_path / "undisturbed", tmp_path / "killed")
+    mode, bridge = (member(tmp_path / "undisturbed", name) for name in ("mode_0", "bridge_1"))
+    names = [name for name in bridge if name.startswith("model.trunk.")]
+    assert any("running_var" in name for name in names)
+    assert all(torch.equal(bridge[name], mode[name]) for name in names)
+
+
+def test_a_bridge_costs_its_head_and_is_trained_without_backward_passes_of_trunk_and_teacher() -> None:
+    options = ["model.widths=[64,64,64]", "method.name=bridge", "method.members=2", "method.slim=2", "train.steps=10"]
+    costs = costs_of(load_config("configs/synth_mlp.yaml", options))
+    trunk, head, mode = 32 * 64 + 64 * 64, 64 * 32 + 32 * 10, 32 * 64 + 2 * 64 * 64 + 64 * 10
+    assert costs.members["bridge_1"].inference.total == 2 * head
+    assert costs.members["bridge_1"].executed == 2 * (trunk + 3 * head + mode) * 640
+    assert costs.ensemble.inference.total == 2 * (mode + head)
+    assert costs.ensemble.executed == (3 * 6 * mode + 2 * (trunk + 3 * head + mode)) * 640
 
 
 @pytest.mark.parametrize("path", ["configs/tiny.yaml", "configs/synth_mlp.yaml", "configs/images_small.yaml"])
