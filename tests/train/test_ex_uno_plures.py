@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from launch.prepare import main
 from nt_pretrain.checkpoint.save import save
 from nt_pretrain.config.checks import problems
 from nt_pretrain.config.load import load_config
@@ -24,7 +23,7 @@ from nt_pretrain.train.clone import find_parent
 from nt_pretrain.train.part import part_state
 from nt_pretrain.train.state import TrainState, fresh_state, identity
 from tests.conftest import Corpus
-from tests.data.photos import CLASSES, write_classes
+from tests.data.photos import CLASSES
 from tests.gloo import run_ranks
 from tests.train.method_runs import assert_same_ensembles, manifest, member, train, train_with_a_kill
 
@@ -130,17 +129,6 @@ def test_a_run_of_text_killed_and_resumed_leaves_narrower_members(corpus: Corpus
         assert weights["model.trunk.blocks.0.ffn.down.weight"].shape == (16, 23 - number), "packed"
         assert weights["model.trunk.blocks.0.attention.query.weight"].shape == (16, 16)
     assert [each.step for each in found.members] == [10, 18], "each with all of train.steps"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_classes(folder / "train", 12)
-    write_classes(folder / "test", 4, seed=50)
-    out = folder / "prepared"
-    arguments = ["images", str(folder / "train"), "--validation", str(folder / "test"), "--out", str(out)]
-    assert main([*arguments, "--workers", "1"]) == 0
-    return out
 
 
 @pytest.mark.timeout(300)
