@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 from nt_pretrain.checkpoint.errors import CheckpointError, on_first
 from nt_pretrain.checkpoint.folders import folder_name
 from nt_pretrain.checkpoint.load import Found, open_checkpoint
-from nt_pretrain.checkpoint.manifest import MANIFEST, file_entry
+from nt_pretrain.checkpoint.manifest import MANIFEST, STATE, file_entry
 from nt_pretrain.checkpoint.save import save
 from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.load import to_yaml
@@ -114,7 +115,12 @@ class Members:
     def _write(self, phase: Phase, state: TrainState) -> None:
         folder = self.folder(phase.emits)
         tensors = {name: x for name, x in state.checkpoint_tensors().items() if name.startswith(KEPT)}
-        facts = state.facts(self.ranks) | {"phase": phase.name}
+        saved = self.rundir.checkpoints / folder_name(state.step) / STATE
+        # Where the data stands: commands that go on with samples the member has not seen ask for it.
+        position = on_first(
+            self.ranks.control, f"cannot read {saved}", lambda: json.loads(saved.read_bytes())["position"]
+        )
+        facts = state.facts(self.ranks) | {"phase": phase.name, "position": position}
         own = identity(phase.config, self.tokenizer)
         doing = f"cannot write {folder}"
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from nt_pretrain.checkpoint.folders import folder_name
+from nt_pretrain.checkpoint.manifest import STATE
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from tests.conftest import Corpus
@@ -28,6 +32,11 @@ def both(corpus: Corpus, folder: Path, options: list[str], *, kill_after: int) -
     train_with_a_kill(folder / "killed", options, kill_after)
     assert_same_ensembles(folder / "undisturbed", folder / "killed")
     return folder / "undisturbed"
+
+
+def next_position(folder: Path, step: int) -> dict[str, Any]:
+    state = json.loads((RunDir(folder).checkpoints / folder_name(step) / STATE).read_bytes())
+    return dict(state["position"])
 
 
 def names(folder: Path) -> list[str]:
@@ -88,6 +97,9 @@ def test_children_of_one_parent_are_complements_and_disjoint_parts(corpus: Corpu
             assert torch.equal(first[name], ~second[name]), "a pair partitions its parent"
         assert not torch.equal(children[0][name], children[2][name])
         assert abs(int(children[0][name].sum()) - children[0][name].numel() / 2) <= 0.5
+    # Where the data stands after each: the next samples are none that it was trained on.
+    after = [next_position(run / each.path, each.step) for each in [*manifest(run).others, *manifest(run).members]]
+    assert len({json.dumps(each, sort_keys=True) for each in after}) == len(after)
     weights = member(run, "child_0")
     for name, active in children[0].items():
         assert not weights[f"model.{name}"][~active].any(), "and is zero elsewhere"
