@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.compare import parse
 from nt_pretrain.comparison.claims import unknown_rows
 from nt_pretrain.comparison.grid import jobs_of, rows_of
 from nt_pretrain.config.errors import ConfigErrors
@@ -48,6 +49,21 @@ def test_costs_count_what_masks_leave_and_what_is_executed() -> None:
         "twice a density of 0.2, biases are dense"
     )
     assert costs.ensemble.parameters.active == 2 * costs.members["member_0"].parameters.active
+
+
+def test_costs_of_a_row_are_those_of_the_run_it_starts() -> None:
+    over = ["train.steps_over_density=true"]
+    (row,) = rows_of(CONFIG, over, ["EDST"])
+    job = jobs_of(CONFIG, over, [row], 1)["EDST", 0]
+    assert row.costs.ensemble == costs_of(load_config(CONFIG, list(job.options))).ensemble
+    assert row.reference == row.steps == 1860
+
+
+@pytest.mark.parametrize("option", ["--seeds=0", "--seeds=-1", "--at-once=0"])
+def test_no_seeds_and_no_runs_at_once_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([CONFIG, option])
+    assert "give a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_names_that_are_no_rows_and_rows_that_do_not_fit_are_told() -> None:
