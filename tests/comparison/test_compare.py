@@ -41,6 +41,14 @@ def test_at_equal_operations_every_row_costs_what_the_dense_model_costs() -> Non
         assert row.reference == pytest.approx(1860, rel=2e-3)
 
 
+def test_rows_of_other_models_are_held_against_the_same_dense_one() -> None:
+    wide = "compare.rows={dense: [method.name=dense], wide: [method.name=dense, 'model.widths=[128, 128]']}"
+    dense, other = rows_of(CONFIG, [wide], [])
+    assert other.costs.dense == dense.costs.dense
+    assert other.reference == pytest.approx(1860 * other.costs.ensemble.executed / dense.costs.dense.executed, abs=1)
+    assert other.reference > 2 * dense.reference == 2 * 1860
+
+
 def test_costs_count_what_masks_leave_and_what_is_executed() -> None:
     costs = costs_of(load_config(CONFIG, ["method.name=dst_ensemble", "method.members=2"]))
     assert list(costs.members) == ["member_0", "member_1"]
