@@ -41,12 +41,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("config", help="the configuration all rows share")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options for all rows")
     parser.add_argument("--methods", default="", metavar="A,B", help="rows of the file, or methods (default: all rows)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default: compare.seeds)")
+    parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N - 1 (default: compare.seeds)")
     parser.add_argument("--budget", choices=["steps", "flops"], help="default: compare.budget")
-    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, metavar="N", help="runs side by side")
+    parser.add_argument("--at-once", type=_positive, default=os.cpu_count() or 1, metavar="N", help="runs side by side")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: run.dir/run.name of the configuration")
     parser.add_argument("--job", nargs=2, metavar=("RUN", "HARMS"), help=argparse.SUPPRESS)
     return parser.parse_intermixed_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number, 1 or more")
+    return int(text)
 
 
 def main(arguments: list[str]) -> int:

@@ -91,13 +91,15 @@ def jobs_of(path: str, overrides: list[str], rows: list[Row], seeds: int) -> dic
 
 
 def _row(name: str, path: str, overrides: list[str], options: tuple[str, ...], base: Config) -> Row:
-    config = load_config(path, [*overrides, *options])
-    costs, steps = costs_of(config), config.train.steps
+    # Runs of a grid have the steps of its budget, whatever their density: jobs are told so, and costs are theirs.
+    steps = load_config(path, [*overrides, *options]).train.steps
+    config = load_config(path, [*overrides, *options, *_length(steps)])
+    # One unit for all rows, whatever model a row has: the dense model that is run beside it.
+    dense = costs_of(load_config(path, [*overrides, *DENSE])).dense
     if base.compare.budget == "flops":
-        dense = costs_of(load_config(path, [*overrides, *DENSE])).dense
-        steps = max(1, round(steps * dense.executed / costs.ensemble.executed))
+        steps = max(1, round(steps * dense.executed / costs_of(config).ensemble.executed))
         config = load_config(path, [*overrides, *options, *_length(steps)])
-        costs = replace(costs_of(config), dense=dense, dense_steps=base.train.steps)
+    costs = replace(costs_of(config), dense=dense, dense_steps=base.train.steps)
     reference = max(1, round(costs.dense_steps * costs.ensemble.executed / costs.dense.executed))
     return Row(name, options, steps, costs, reference)
 

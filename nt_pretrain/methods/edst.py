@@ -25,6 +25,8 @@ def phases(config: Config) -> list[Phase]:
     refine = {
         "optim.lr": config.optim.lr * method.refine_lr,
         "optim.warmup_steps": 0,
+        # Exploration has come down to it; a refinement must not begin at density_start again.
+        "sparsity.density_schedule": "constant",
         **(
             shaped("step", milestones=(0.5,), decay_factor=0.1)
             if method.refine_schedule == "step"

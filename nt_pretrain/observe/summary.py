@@ -108,12 +108,14 @@ def next_commands(rundir: RunDir) -> list[str]:
     ]
     status, config, launch = rundir.read_status(), read_config(rundir), _launch_command(rundir)
     if config is not None and launch is not None:
-        if status is not None and status.state == "finished":
+        finished = status is not None and status.state == "finished"
+        if finished and not rundir.members.is_dir():
+            # With members there were phases, which would have been longer.
             longer = 2 * config.train.steps
             found.append((_with(launch, f"train.steps={longer}"), "train twice as long, from where it ended"))
-        else:
+        elif not finished:
             found.append((_with(launch), "go on"))
-        if config.sparsity.density < 1:
+        if config.sparsity.density < 1 and config.method.name == "none":
             dense = _with(launch, *dense_options(config), f"run.name={config.run.name}-dense")
             found.append((dense, "the same heads without sparsity"))
     width = max(len(command) for command, _ in found)

@@ -56,15 +56,26 @@ def target_only(state: TrainState, phase: Phase, step: int) -> Iterator[None]:
         yield
         return
     reshard(state.model)
-    with _only(state, {layer.name: layer.elements(layer.active) for layer in state.layers}):
+    flags = {layer.name: layer.elements(layer.active) for layer in state.layers}
+    averages = {} if state.average is None else {name: state.average.values[name] for name in flags}
+    before = {name: average.clone() for name, average in averages.items()}
+    for name, average in averages.items():
+        mask_(average, flags[name])
+    with _only(state, flags):
         yield
         reshard(state.model)
+    for name, average in averages.items():
+        average.copy_(before[name])
 
 
 def settle(state: TrainState, phase: Phase, step: int) -> None:
     """After the last ``step`` of an annealing: what lies outside of the target is gone, weights, moments, averages."""
-    if phase.annealing is None or step != phase.annealing.steps:
-        return
+    if phase.annealing is not None and step == phase.annealing.steps:
+        keep_target(state)
+
+
+def keep_target(state: TrainState) -> None:
+    """Zero what lies outside of the topology: weights, moments, averages."""
     state.forget_inactive_moments()
     with torch.no_grad():
         for layer in state.layers:

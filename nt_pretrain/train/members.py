@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nt_pretrain.checkpoint.errors import CheckpointError, on_first
-from nt_pretrain.checkpoint.folders import folder_name
+from nt_pretrain.checkpoint.folders import folder_name, step_of
 from nt_pretrain.checkpoint.load import Found, open_checkpoint
 from nt_pretrain.checkpoint.manifest import MANIFEST, STATE, file_entry
 from nt_pretrain.checkpoint.save import save
@@ -69,6 +69,16 @@ class Members:
             raise CheckpointError(f"{path} is not the parent that {self.manifest} lists; its children need that one")
         return found
 
+    def refuse_other_parents(self) -> None:
+        """Before a run goes on: its children keep the parent that the first one had. Collective.
+
+        Raises:
+            CheckpointError: another one is given now.
+        """
+        starts = (phase.start for phase in self.calendar)
+        given = [start for start in starts if isinstance(start, Clone | Part) and start.given]
+        on_first(self.ranks.control, "cannot go on", lambda: [self._parent(start) for start in given])
+
     def mode(self, mode: Mode, config: Config) -> Found:
         """The checkpoint of a finished model, between which curves are laid and on whose trunk bridges stand.
         Collective.
@@ -89,10 +99,13 @@ class Members:
         """The checkpoints that ``blend`` is a sum of, with their shares. Collective; errors as :meth:`mode`."""
         return [(self.mode(mode, self.config), share) for mode, share in blend.parts]
 
-    def emit(self, phase: Phase, state: TrainState) -> str:
+    def emit(self, phase: Phase, state: TrainState, *, trained: bool = False) -> str:
         """Write the member that the end of ``phase`` leaves, and the manifest. Collective.
 
         What is there already, from before a kill, stays.
+
+        Args:
+            trained: steps were made since this process began: a member that is there is of another attempt.
 
         Returns:
             What to tell people; "" where nothing was written.
@@ -100,7 +113,7 @@ class Members:
         Raises:
             CheckpointError: on all ranks, when it cannot be written.
         """
-        if phase.emits and not self._is_there(phase, state.step):
+        if phase.emits and (trained or not self._is_there(phase, state.step)):
             self._write(phase, state)
         if phase.last < self.calendar.total_steps and not phase.emits:
             return ""
@@ -211,15 +224,28 @@ class Members:
 
     def _parent(self, start: Clone | Part) -> tuple[str, str]:
         """Where the parent lies, and the hash it must have, "" for one from elsewhere that no child had yet."""
-        for each in self._all():
-            if each.name == _listed_as(start):
-                return str(RunDir(self.rundir.path / each.path).checkpoints / folder_name(each.step)), each.sha256
-        if start.given:
+        listed = next((each for each in self._all() if each.name == _listed_as(start)), None)
+        if listed is None and start.given:
             return start.parent, ""
-        raise CheckpointError(f"{self.manifest} lists no {start.parent}, of which a child is to be made")
+        if listed is None:
+            raise CheckpointError(f"{self.manifest} lists no {start.parent}, of which a child is to be made")
+        if start.given:
+            # Found there also where only one of the two folders was moved.
+            asked = Path(start.parent)
+            asked = asked if step_of(asked) is not None else RunDir(asked).checkpoints / folder_name(listed.step)
+            if (asked / MANIFEST).is_file() and _hash(asked) == listed.sha256:
+                return str(asked), listed.sha256
+            before = listed.made.get("from", start.parent)
+            if start.parent != before:
+                raise CheckpointError(
+                    f"{start.parent} is not {before}, which {self.manifest} lists as {listed.name} and of which this "
+                    "run has made something already. Name that one again, or start a new run with another run.name"
+                )
+        return str(RunDir(self.rundir.path / listed.path).checkpoints / folder_name(listed.step)), listed.sha256
 
     def _list_parent(self, start: Clone | Part, found: Found) -> bool:
-        run = os.path.relpath(found.path.parent.parent, self.rundir.path)
+        # Both without links: the system follows those of a path before it goes up from them.
+        run = os.path.relpath(found.path.parent.parent.resolve(), self.rundir.path.resolve())
         parent = Member(_listed_as(start), run, found.step, _hash(found.path), made={"from": start.parent})
         before = self._listed()
         kind = "members" if isinstance(start, Clone) and start.speaks else "others"

@@ -5,21 +5,24 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
+from rich.table import Table
 
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.calendar import calendar_of
 from nt_pretrain.methods.curve import Blend, OnTrunks
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase
-from nt_pretrain.train.costs import cost_of
+from nt_pretrain.train.costs import cost_of, costs_of
 from nt_pretrain.train.plan import aligned_table, make_plan, power, render
 
 
 def render_run(config: Config, world_size: int) -> str:
-    """The plan of the first phase, and all phases where there are several."""
+    """The plan of the first phase, all phases where there are several, and what a method costs."""
     calendar = calendar_of(config)
     first = calendar.phases[0].config
-    text = render(make_plan(first, world_size), first)
-    return text if len(calendar.phases) == 1 else f"{text}\n\n{_phases(config, calendar, world_size)}"
+    parts = [render(make_plan(first, world_size), first)]
+    parts += [_phases(config, calendar, world_size)] if len(calendar.phases) > 1 else []
+    parts += [_costs(config)] if config.method.name != "none" else []
+    return "\n\n".join(parts)
 
 
 def heaviest(config: Config, world_size: int) -> Phase:
@@ -70,6 +73,25 @@ def _phases(config: Config, calendar: Calendar, world_size: int) -> str:
         )  # fmt: skip
     rows.add_section()
     rows.add_row("  all", f"{calendar.total_steps:,}", "", "", "", power(sums[0]), power(sums[1]), "")
+    return _written(rows)
+
+
+def _costs(config: Config) -> str:
+    """Of every member that speaks and of all together, beside one dense model."""
+    costs = costs_of(config)
+    units = (costs.dense.executed, costs.dense.inference_executed)
+    kinds = [f"{what}, {how}" for what in ("training", "inference") for how in ("counted", "executed")]
+    rows = aligned_table("costs in FLOPs", "parameters", "active", *kinds)
+    together = {"all, with every phase": costs.ensemble, "one dense model": costs.dense}
+    for name, cost in [*costs.members.items(), *together.items()]:
+        counted = (cost.training.active, cost.executed), (cost.inference.active, cost.inference_executed)
+        cells = [f"{power(x)} ({x / unit:.3f})" for pair, unit in zip(counted, units, strict=True) for x in pair]
+        rows.add_row(f"  {name}", f"{cost.parameters.total:,}", f"{cost.parameters.active:,}", *cells)
+    note = f"A multiply-add is two FLOPs. In brackets: relative to one dense model trained {costs.dense_steps:,} steps."
+    return f"{_written(rows)}\n{note}"
+
+
+def _written(rows: Table) -> str:
     out = Console(file=io.StringIO(), width=200, color_system=None, highlight=False, markup=False, emoji=False)
     out.print(rows)
     assert isinstance(out.file, io.StringIO)

@@ -32,7 +32,7 @@ def train_phases(parts: Parts, calendar: Calendar, members: Members, *, missed: 
         if missed:
             with beside.for_validation():
                 parts.observer.validated(parts.state.step, *parts.validation.measure())
-        missed = False
+        missed, before = False, parts.state.step
         code = train(parts, beside)
         if code is not ExitCode.FINISHED:
             return code
@@ -43,7 +43,7 @@ def train_phases(parts: Parts, calendar: Calendar, members: Members, *, missed: 
         del beside
         parts.watchdog.at(parts.state.step, "writing a member")
         with parts.meter.paused():
-            told = members.emit(parts.phase, parts.state)
+            told = members.emit(parts.phase, parts.state, trained=parts.state.step > before)
         if told:
             parts.observer.made_member(parts.state.step, told)
         if parts.phase.last == calendar.total_steps:

@@ -22,7 +22,7 @@ from nt_pretrain.data.position import Position
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.methods.calendar import calendar_of
-from nt_pretrain.methods.phase import Calendar, Phase
+from nt_pretrain.methods.phase import Calendar, Clone, Phase
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
@@ -34,7 +34,7 @@ from nt_pretrain.observe.rundir import RunDir, Status
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
-from nt_pretrain.train.anneal import goes_on
+from nt_pretrain.train.anneal import goes_on, keep_target
 from nt_pretrain.train.begin import empty_state, initial_state, phase_of
 from nt_pretrain.train.checkpoints import Checkpoints
 from nt_pretrain.train.costs import executed_per_sample
@@ -81,12 +81,16 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
         found = newest_valid(rundir.checkpoints, group=ranks.control)
         phase = phase_of(found, calendar, config)
+        members.refuse_other_parents()
         state = initial_state(phase, members, ranks) if found is None else empty_state(phase, ranks)
         saved_as = identity(phase.config, members.tokenizer)
         position = None
         if found:
             annealing = goes_on(phase, found.step - phase.before + 1)
             position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
+            if isinstance(phase.start, Clone) and phase.start.keeps is not None and not annealing:
+                # The options of an annealing may have changed: one that is over now was not when this was saved.
+                keep_target(state)
     meter = _meter(config, phase, state, calendar.total_steps, ranks)
     observer = _observer(rundir, console, meter, config, state, calendar.total_steps, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:

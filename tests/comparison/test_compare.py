@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.compare import parse
 from nt_pretrain.comparison.claims import unknown_rows
 from nt_pretrain.comparison.grid import jobs_of, rows_of
 from nt_pretrain.config.errors import ConfigErrors
@@ -40,6 +41,14 @@ def test_at_equal_operations_every_row_costs_what_the_dense_model_costs() -> Non
         assert row.reference == pytest.approx(1860, rel=2e-3)
 
 
+def test_rows_of_other_models_are_held_against_the_same_dense_one() -> None:
+    wide = "compare.rows={dense: [method.name=dense], wide: [method.name=dense, 'model.widths=[128, 128]']}"
+    dense, other = rows_of(CONFIG, [wide], [])
+    assert other.costs.dense == dense.costs.dense
+    assert other.reference == pytest.approx(1860 * other.costs.ensemble.executed / dense.costs.dense.executed, abs=1)
+    assert other.reference > 2 * dense.reference == 2 * 1860
+
+
 def test_costs_count_what_masks_leave_and_what_is_executed() -> None:
     costs = costs_of(load_config(CONFIG, ["method.name=dst_ensemble", "method.members=2"]))
     assert list(costs.members) == ["member_0", "member_1"]
@@ -48,6 +57,21 @@ def test_costs_count_what_masks_leave_and_what_is_executed() -> None:
         "twice a density of 0.2, biases are dense"
     )
     assert costs.ensemble.parameters.active == 2 * costs.members["member_0"].parameters.active
+
+
+def test_costs_of_a_row_are_those_of_the_run_it_starts() -> None:
+    over = ["train.steps_over_density=true"]
+    (row,) = rows_of(CONFIG, over, ["EDST"])
+    job = jobs_of(CONFIG, over, [row], 1)["EDST", 0]
+    assert row.costs.ensemble == costs_of(load_config(CONFIG, list(job.options))).ensemble
+    assert row.reference == row.steps == 1860
+
+
+@pytest.mark.parametrize("option", ["--seeds=0", "--seeds=-1", "--at-once=0"])
+def test_no_seeds_and_no_runs_at_once_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([CONFIG, option])
+    assert "give a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_names_that_are_no_rows_and_rows_that_do_not_fit_are_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,17 @@ def test_the_plan_of_every_configuration(path: Path, capsys: pytest.CaptureFixtu
     for part in ("parameters", *work, "memory per rank (estimate)"):
         assert part in text
     assert "nothing was started" in text
+
+
+def test_the_plan_of_a_method_says_what_members_and_ensemble_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(ROOT / "configs" / "synth_mlp.yaml")
+    assert main([path, "--dry-run", "method.name=prune_and_tune", "method.members=2", "train.steps=1000"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "parameters active training, counted training, executed inference, counted inference, executed" in text
+    # 5% of the steps at half of the weights, biases and the last layer whole; masks save nothing.
+    assert re.search(r"child_0 6,922 3,850 \S+ \(0\.027\) \S+ \(0\.050\) \S+ \(0\.547\) \S+ \(1\.000\)", text)
+    assert re.search(r"all, with every phase 13,844 7,700 \S+ \(0\.755\) \S+ \(0\.800\) ", text)
+    assert "relative to one dense model trained 1,000 steps" in text
 
 
 def pretrain(*arguments: str) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.calendar import ENSEMBLES, READ_BY, calendar_of, method_problems
 from nt_pretrain.methods.phase import Clone, Continue, Fresh, Slice
-from nt_pretrain.sparsity.schedule import is_update_step, prune_rate
+from nt_pretrain.sparsity.schedule import is_update_step, overall_density, prune_rate
 from nt_pretrain.train.lr import learning_rate
 
 METHODS = get_args(MethodName)
@@ -134,3 +134,11 @@ def test_every_method_fits_every_kind_of_model_and_schedule(name: str, path: str
         assert len(wrong) == 1 and ONLY[name, path] in wrong[0], wrong
     else:
         assert wrong == []
+
+
+def test_a_refinement_keeps_the_density_that_exploration_came_down_to() -> None:
+    falling = ["sparsity.density_schedule=cosine", "sparsity.density_start=0.8", "sparsity.density=0.5"]
+    explore, *refinements = calendar_of(config("method.name=edst", "sparsity.stop_fraction=1", *falling))
+    assert overall_density(explore.config, 0) == 0.8 and overall_density(explore.config, explore.steps) == 0.5
+    for phase in refinements:
+        assert {overall_density(phase.config_at(step), step) for step in range(1, phase.steps + 1)} == {0.5}

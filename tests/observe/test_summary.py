@@ -104,6 +104,16 @@ def test_a_stopped_dense_run_is_only_gone_on_with(tmp_path: Path) -> None:
     assert commands[1].split("  # ")[0].rstrip().endswith("configs/demo.yaml train.steps=400")
 
 
+def test_a_finished_run_of_several_phases_is_not_told_to_train_longer(tmp_path: Path) -> None:
+    rundir = configured(fill(tmp_path), density=0.9)
+    rundir.members.mkdir()
+    written = yaml.safe_load(rundir.config.read_text())
+    rundir.config.write_text(yaml.safe_dump(written | {"method": {"name": "edst"}}))
+    assert read_config(rundir) is not None
+    (tensorboard,) = next_commands(rundir)
+    assert "tensorboard" in tensorboard
+
+
 def test_title(tmp_path: Path) -> None:
     rundir = configured(fill(tmp_path / "demo"), density=0.9)
     assert title(rundir) == "demo: 3 heads, density 0.9, step 400 of 400"

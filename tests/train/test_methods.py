@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nt_pretrain.checkpoint.manifest import STATE
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from tests.conftest import Corpus
+from tests.gloo import RanksFailed
 from tests.train.method_runs import (
     assert_same_ensembles,
     manifest,
@@ -128,6 +130,57 @@ def test_annealed_masks_reach_the_target_exactly(corpus: Corpus, tmp_path: Path,
     first, second = (topology(run, name) for name in names(run))
     assert all(torch.equal(first[name], ~second[name]) for name in first)
     assert _outside(member(run, "child_0")) == _outside(member(run, "child_1")) == 0
+
+
+def test_while_masks_are_drawn_averages_are_measured_in_the_target_too(corpus: Corpus, tmp_path: Path) -> None:
+    options = ["method.name=subnetworks", "method.members=2", "method.parent_share=0.2", "method.tune_share=0.5"]
+    options += ["method.annealing=temperature", "method.annealing_share=1.0", "eval.every_steps=4"]
+    # So short an average is the weights themselves.
+    train(tmp_path / "run", [*corpus.overrides, *options, "train.ema_decay=1e-9"])
+    lines = [line for line in read_lines(RunDir(tmp_path / "run").metrics) if "validation/loss_ensemble" in line]
+    assert [line["step"] for line in lines] == [4, 5, 8, 12, 16, 17, 20, 24, 28, 29]
+    for line in lines:
+        assert line["validation_ema/loss_ensemble"] == pytest.approx(line["validation/loss_ensemble"], rel=1e-5)
+
+
+def test_an_annealing_that_ends_by_a_changed_option_leaves_nothing_outside(corpus: Corpus, tmp_path: Path) -> None:
+    options = ["method.name=subnetworks", "method.members=2", "method.parent_share=0.2", "method.tune_share=0.5"]
+    options = [*corpus.overrides, *options, "checkpoint.keep=99", "method.annealing=temperature"]
+    run = tmp_path / "run"
+    train(run, [*options, "method.annealing_share=0.75"])
+    before = member(run, "child_0")
+    for path in RunDir(run).checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 9:
+            shutil.rmtree(path)
+    train(run, [*options, "method.annealing_share=0.25", "optim.lr=1e-4"])
+    after = member(run, "child_0")
+    assert _outside(after) == 0
+    assert any(not torch.equal(before[name], after[name]) for name in before), "the member is this attempt's"
+
+
+def test_a_child_goes_on_with_the_parent_it_began_with(corpus: Corpus, tmp_path: Path) -> None:
+    parents = [tmp_path / "elsewhere" / name for name in ("one", "other")]
+    for number, parent in enumerate(parents):
+        train(parent, [*corpus.overrides, "method.name=dense", "train.steps=4", f"run.seed={number}"], ranks=1)
+    # Paths between folders do not go through links.
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "deep")
+    run = tmp_path / "runs" / "run"
+    options = [*corpus.overrides, "method.name=prune_and_tune", "method.members=2", "method.tune_share=0.25"]
+    options.append("checkpoint.keep=99")
+    train(run, [*options, f"method.parent={parents[0]}"], ranks=1)
+    assert {each.made["parent_sha256"] for each in manifest(run).members} == {manifest(run).others[0].sha256}
+
+    for path in RunDir(run).checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 6:
+            shutil.rmtree(path)  # as killed at the end of child_0
+    with pytest.raises(RanksFailed, match=r"other is not .*one, which .*ensemble.json lists as parent"):
+        train(run, [*options, f"method.parent={parents[1]}"], ranks=1)
+    moved = tmp_path / "moved"
+    (tmp_path / "elsewhere").rename(moved)
+    train(run, [*options, f"method.parent={moved / 'one'}"], ranks=1)
+    assert {each.made["parent_sha256"] for each in manifest(run).members} == {manifest(run).others[0].sha256}
+    assert manifest(run).members[1].made["parent"] == str(moved / "one")
 
 
 def _outside(tensors: dict[str, torch.Tensor]) -> int:
