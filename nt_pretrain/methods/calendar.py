@@ -51,6 +51,16 @@ serves an ensemble and the single model it is compared with. tests/methods check
 SPARSE = ("neurotrails", "set", "rigl", "static", "dst_ensemble", "edst")
 
 
+RECIPE = ("name", "members", "masks", "sample", "child_density", "dealing", "residual", "bridge_type", "modes")
+"""Options that all members of a run must share: half of a pair of complements is no use beside another mask."""
+
+
+def recipe_of(config: Config) -> dict[str, object]:
+    """What makes the members of a run belong together (JSON); it may not change while they are made."""
+    method = config.method.model_dump(mode="json", include=set(RECIPE))
+    return {f"method.{name}": value for name, value in method.items()} | {"run.seed": config.run.seed}
+
+
 def calendar_of(config: Config) -> Calendar:
     """The phases of a configuration without :func:`method_problems`."""
     return Calendar.of(phases_of(config.method)(config))

@@ -2,8 +2,8 @@
 
 A method is a list of phases. Each has a whole configuration of its own: its ``train.steps`` are the length of the
 phase, its ``optim`` the shape of the learning rate, its ``sparsity`` the topology updates, its ``run.seed`` initial
-values, topologies and ties. Whatever is a function of (configuration, step) is so within a phase, with steps counted
-from the phase's beginning. The stream of data goes on through all phases.
+values, topologies and ties. Learning rates, topology updates and densities are functions of (configuration, step)
+within a phase, with steps counted from its beginning. The stream of data goes on through all phases.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs a step with the masks that an annealing has drawn, and settles what is left when it is over.
 
-While an annealing goes on weights outside of the target keep their values. A step computes with those drawn; only they
-have a gradient. One draw holds for all micro-batches of a step.
+While an annealing goes on weights outside of the target are not zeroed. A step computes with those drawn; only they
+have a gradient (moments and decay go on moving the others). One draw holds for all micro-batches of a step.
 """
 
 from __future__ import annotations

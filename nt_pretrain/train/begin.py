@@ -7,6 +7,7 @@ import gc
 from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.load import Found
 from nt_pretrain.config.schema import Config
+from nt_pretrain.methods.calendar import recipe_of
 from nt_pretrain.methods.curve import Blend, OnTrunks
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Fresh, Part, Phase
 from nt_pretrain.parallel.mesh import Ranks
@@ -76,6 +77,17 @@ def phase_of(found: Found | None, calendar: Calendar, config: Config) -> Phase:
         raise CheckpointError(
             f"{found.path} belongs to a run of other phases: {then}; those of method.name: {config.method.name} are "
             f"now {now}. Set method and train.steps back, or start a new run with another run.name"
+        )
+    now_recipe, then_recipe = recipe_of(config), found.state.get("recipe", {})
+    differing = [
+        f"{option} {then_recipe[option]} -> {value}"
+        for option, value in now_recipe.items()
+        if option in then_recipe and then_recipe[option] != value
+    ]
+    if differing and len(calendar.phases) > 1:
+        raise CheckpointError(
+            f"{found.path}: its members were begun with other options: {', '.join(differing)}. Set them back, or start "
+            "a new run with another run.name"
         )
     phase = calendar.phases[number]
     if found.step > phase.last and len(calendar.phases) > 1:

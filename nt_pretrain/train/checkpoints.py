@@ -27,7 +27,8 @@ class Checkpoints:
     """Writes the checkpoints of this run, one at a time.
 
     With ``checkpoint.asynchronous`` the loop is held only while the state is copied; ``settle`` is called when the copy
-    is written, at the latest by the next ``save``. ``begun`` are name and first step of the phases up to this one.
+    is written, at the latest by the next ``save``. ``begun`` are name and first step of the phases up to this one,
+    ``recipe`` what all members of the run have in common.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class Checkpoints:
     identity: dict[str, Any]
     meter: Meter
     begun: list[tuple[str, int]]
+    recipe: dict[str, Any]
     _background: BackgroundSaver = field(init=False)
     _held_seconds: float = field(init=False, default=0.0)
 
@@ -63,6 +65,7 @@ class Checkpoints:
             "position": position,
             "quarantine": quarantine,
             "begun": self.begun,
+            "recipe": self.recipe,
         }
         root, step, tensors = self.rundir.checkpoints, self.state.step, self.state.checkpoint_tensors()
         if self.config.checkpoint.asynchronous:

@@ -21,7 +21,7 @@ from nt_pretrain.data.loader import TrainLoader
 from nt_pretrain.data.position import Position
 from nt_pretrain.data.sources import Sources
 from nt_pretrain.data.tokenizer import load_tokenizer
-from nt_pretrain.methods.calendar import calendar_of
+from nt_pretrain.methods.calendar import calendar_of, recipe_of
 from nt_pretrain.methods.phase import Calendar, Clone, Phase
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
@@ -111,7 +111,9 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         rundir.write_config(to_yaml(config))
         rundir.write_environment(collect())
     watchdog = Watchdog(ranks, config.parallel.first_timeout_seconds)
-    checkpoints = Checkpoints(phase.config, state, ranks, rundir, observer, saved_as, meter, calendar.begun(phase))
+    checkpoints = Checkpoints(
+        phase.config, state, ranks, rundir, observer, saved_as, meter, calendar.begun(phase), recipe_of(config)
+    )
     with contextlib.closing(observer), contextlib.closing(checkpoints), contextlib.closing(watchdog):
         try:
             validation = Validation(

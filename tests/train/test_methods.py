@@ -190,6 +190,22 @@ def _outside(tensors: dict[str, torch.Tensor]) -> int:
     return sum(int(x[~active].count_nonzero()) for x, active in held if x.is_floating_point())
 
 
+def test_members_begun_with_other_options_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    """Half of a pair of complements is no use beside another mask."""
+    options = [*corpus.overrides, "method.name=prune_and_tune", "method.members=2", "train.steps=20"]
+    options += ["method.parent_share=0.2", "method.tune_share=0.2"]
+    train(tmp_path / "run", [*options, "checkpoint.keep=9"], ranks=1)
+    last = RunDir(tmp_path / "run").checkpoints / folder_name(12)
+    shutil.rmtree(last)  # as if it had been killed amid the second child
+    for change, words in (
+        ("method.masks=random", "method.masks antirandom -> random"),
+        ("run.seed=5", "run.seed 0 -> 5"),
+    ):
+        with pytest.raises(RanksFailed, match=words):
+            train(tmp_path / "run", [*options, change], ranks=1)
+    train(tmp_path / "run", options, ranks=1)
+
+
 def test_magnitude_children_keep_the_largest_weights_of_the_parent(corpus: Corpus, tmp_path: Path) -> None:
     options = ["method.name=prune_and_tune", "method.members=2", "method.masks=magnitude", "method.child_density=0.25"]
     train(tmp_path / "run", [*corpus.overrides, *options, "method.tune_share=0.1"])
