@@ -105,16 +105,10 @@ def estimate(
     groups = _gathered_groups(held | {name: layer.gathered for name, layer in blocks.items()})
     frozen = [name for name in held if is_frozen(name, sharing_of(config.model))]
     trained = shard - sum(shards[name] for name in frozen)
-    gradients = trained * stored
-    if accumulation > 1:
-        gradients += (sum(held.values()) - sum(held[name] for name in frozen)) * reduced
-    else:
-        gradients += max(*groups.values(), 0) * (used + reduced)
-    flagged = {
-        name: budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
-        for name, budget in budgets.items()
-        if name in held and name not in blocks and name not in singles
-    }
+    whole = (sum(held.values()) - sum(held[name] for name in frozen)) * reduced
+    gradients = trained * stored + (whole if accumulation > 1 else max(*groups.values(), 0) * (used + reduced))
+    masked = {name: each for name, each in budgets.items() if name in held and name not in blocks | singles}
+    flagged = {name: _flags(name, budget, sizes) for name, budget in masked.items()}
     flags = sum(flagged.values())
     # A third one says whether the weight was stripped.
     all_flags = 2 * flags + sum(flagged[name] for name in strippable_budgets(config, shapes) if name in flagged)
@@ -122,11 +116,7 @@ def estimate(
     for name, budget in singles.items():
         topology += single_topology_bytes(budget, _shards(name, sizes))
         saved += single_saved_bytes(budget, _shards(name, sizes))
-    parts: TextMemory | PictureMemory | RowMemory
-    if kind == "text":
-        parts = _text_memory(config, sizes, compute, blocks)
-    else:
-        parts = (picture_memory if kind == "pictures" else row_memory)(config, sizes, compute)
+    parts = _parts(config, sizes, compute, blocks)
     moments, average = moment_count(config) * trained * stored, shard * average_bytes(config)
     kept = shard * stored + moments + average
     # Kernels of convolutions gather some pixels at a time, never all of a layer's input.
@@ -155,6 +145,20 @@ def estimate(
         growth=growth,
         snapshot=kept + all_flags + saved if config.checkpoint.asynchronous and not wants_cuda(config) else 0,
     )
+
+
+def _parts(
+    config: Config, sizes: MeshSizes, compute: int, blocks: dict[str, BlockLayerSize]
+) -> TextMemory | PictureMemory | RowMemory:
+    """What depends on the kind of data."""
+    if config.model.data == "text":
+        return _text_memory(config, sizes, compute, blocks)
+    return (picture_memory if config.model.data == "pictures" else row_memory)(config, sizes, compute)
+
+
+def _flags(name: str, budget: LayerBudget, sizes: MeshSizes) -> int:
+    """Units of a masked layer whose flags a rank holds."""
+    return budget.units if budget.unit > 1 else math.ceil(budget.units / (sizes.tensor * _shards(name, sizes)))
 
 
 @dataclass(frozen=True)

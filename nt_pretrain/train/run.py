@@ -6,14 +6,14 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 
 from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.checkpoint.folders import remove_leftovers
-from nt_pretrain.checkpoint.load import newest_valid
+from nt_pretrain.checkpoint.load import Found, newest_valid
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.schema import Config
@@ -82,15 +82,8 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         found = newest_valid(rundir.checkpoints, group=ranks.control)
         phase = phase_of(found, calendar, config)
         members.refuse_other_parents()
-        state = initial_state(phase, members, ranks) if found is None else empty_state(phase, ranks)
         saved_as = identity(phase.config, members.tokenizer)
-        position = None
-        if found:
-            annealing = goes_on(phase, found.step - phase.before + 1)
-            position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
-            if isinstance(phase.start, Clone) and phase.start.keeps is not None and not annealing:
-                # The options of an annealing may have changed: one that is over now was not when this was saved.
-                keep_target(state)
+        state, position = _state(phase, found, saved_as, members, ranks)
     meter = _meter(config, phase, state, calendar.total_steps, ranks)
     observer = _observer(rundir, console, meter, config, state, calendar.total_steps, ranks)
     for notice in [*clean, *(f"checkpoint skipped: {each}" for each in (found.skipped if found else []))]:
@@ -133,15 +126,27 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         except Exception as caught:
             # Before a save in flight is waited for: the first to speak is taken for the cause.
             error = explained(caught, config, ranks.rank, watchdog, rundir.ranks)
-            words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.timeout_seconds)
-            report_failure(words)
-            logging.getLogger("nt_pretrain").error(words)
-            observer.ended("failed", state.step, exit_code_of(error), words)
+            _say_failed(error, observer, state.step, config, ranks)
             if error is caught:
                 raise
             raise error from caught
         _say_goodbye(code, observer, console, state.step, config, calendar, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
+
+
+def _state(
+    phase: Phase, found: Found | None, saved_as: dict[str, Any], members: Members, ranks: Ranks
+) -> tuple[TrainState, Position | None]:
+    """The state to go on with, and where the data stands: of the checkpoint ``found``, or of the phase's beginning."""
+    if found is None:
+        return initial_state(phase, members, ranks), None
+    state = empty_state(phase, ranks)
+    annealing = goes_on(phase, found.step - phase.before + 1)
+    position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
+    if isinstance(phase.start, Clone) and phase.start.keeps is not None and not annealing:
+        # The options of an annealing may have changed: one that is over now was not when this was saved.
+        keep_target(state)
+    return state, position
 
 
 @contextlib.contextmanager
@@ -184,6 +189,13 @@ def _misses_validation(rundir: RunDir, step: int, phase: Phase, ranks: Ranks) ->
         misses += not done
     dist.broadcast(misses, src=0, group=ranks.control)
     return bool(misses)
+
+
+def _say_failed(error: Exception, observer: Observer, step: int, config: Config, ranks: Ranks) -> None:
+    words = words_of(error, rank=ranks.rank, timeout_seconds=config.parallel.timeout_seconds)
+    report_failure(words)
+    logging.getLogger("nt_pretrain").error(words)
+    observer.ended("failed", step, exit_code_of(error), words)
 
 
 def _say_goodbye(
