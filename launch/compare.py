@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from nt_pretrain.comparison.claims import judge, unknown_rows
+from nt_pretrain.comparison.claims import claim_problems, judge, unknown_rows
 from nt_pretrain.comparison.document import put
 from nt_pretrain.comparison.grid import jobs_of, rows_of
 from nt_pretrain.comparison.results import results_of
@@ -75,7 +75,7 @@ def _compare(asked: argparse.Namespace) -> None:
     overrides = [*asked.overrides, *([f"compare.budget={asked.budget}"] if asked.budget else [])]
     base = load_config(asked.config, overrides)
     rows = rows_of(asked.config, overrides, [name for name in asked.methods.split(",") if name])
-    if wrong := missing_files(base):
+    if wrong := claim_problems(base.compare) + missing_files(base):
         raise ConfigErrors(wrong)
     seeds = asked.seeds or base.compare.seeds
     folder = asked.out or Path(base.run.dir) / base.run.name

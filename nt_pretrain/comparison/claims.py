@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from nt_pretrain.comparison.results import Result, Value
-from nt_pretrain.config.compare_section import Claim
+from nt_pretrain.config.compare_section import Claim, CompareSection
 
 SURE = 2.0
 """Standard errors that a difference must exceed to count."""
@@ -34,6 +34,20 @@ def judge(says: str, claim: Claim, results: dict[str, Result]) -> Verdict:
     else:
         word = "held" if toward > 0 else "not held"
     return Verdict(says, claim, word, difference)
+
+
+def claim_problems(compare: CompareSection) -> list[str]:
+    """Claims that no result could decide, before anything is run."""
+    found = [
+        f"compare.claims: {says}: there is no row {', '.join(unknown)}; rows are {', '.join(compare.rows)}"
+        for says, claim in compare.claims.items()
+        if (unknown := unknown_rows(claim, compare.rows))
+    ]
+    return found + [
+        f"compare.claims: {says}: corrupted_nll is measured only with compare.harms; name some, e.g. gaussian_noise"
+        for says, claim in compare.claims.items()
+        if claim[1] == "corrupted_nll" and not compare.harms
+    ]
 
 
 def unknown_rows(claim: Claim, names: Collection[str]) -> list[str]:

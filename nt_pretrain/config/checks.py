@@ -74,7 +74,12 @@ def _problems(config: Config, world_size: int | None) -> list[str]:
 
 def missing_files(config: Config) -> list[str]:
     """What the run reads and is not there, one line each, with the command that makes it."""
-    found = []
+    found = [
+        f"{key}: there is no run or checkpoint {path}"
+        for key, given in (("method.parent", [config.method.parent]), ("method.modes", config.method.modes))
+        for path in given
+        if path and not Path(path).is_dir()
+    ]
     tokenizer = config.data.tokenizer
     named = {f"data.sources.{name}": path for name, path in config.data.sources.items()}
     paths = {key: path.rstrip("/") for key, path in (named or {"data.path": config.data.path}).items()}

@@ -50,7 +50,7 @@ class TwoTrunks(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """Those of the first, then those of the second."""
-        return [block for part in self.parts for block in part.blocks]  # type: ignore[union-attr]
+        return [block for part in self.parts for block in part.get_submodule("blocks").children()]
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         return torch.cat([part(inputs, context) for part in self.parts], dim=self.dim)

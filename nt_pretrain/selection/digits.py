@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def run_digits(
     for solver in solvers:
         chosen = descend(
             qubo, solver, group=group, rounds=rounds, seed=seed, start=start,
-            progress=lambda done, total, label=solver.label: progress(label, done, total),  # type: ignore[misc]
+            progress=partial(progress, solver.label),
         )  # fmt: skip
         mask = chosen.mask
         found.append(Choice(solver.label, digits.accuracy(mask), int(mask.sum()), chosen.energies[-1], mask))

@@ -2,10 +2,11 @@ import math
 
 import pytest
 
-from nt_pretrain.comparison.claims import judge, unknown_rows
+from nt_pretrain.comparison.claims import claim_problems, judge, unknown_rows
 from nt_pretrain.comparison.document import put
 from nt_pretrain.comparison.results import Result, Value
 from nt_pretrain.comparison.table import claims_table, written
+from nt_pretrain.config.compare_section import CompareSection
 
 
 def result(*nll: float) -> Result:
@@ -39,6 +40,13 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 def test_rows_that_are_not_there_are_named() -> None:
     assert unknown_rows(CLAIM, ["a"]) == ["b"]
+
+
+def test_claims_that_nothing_could_decide_are_told_before_anything_runs() -> None:
+    rows = {"a": ("method.name=dense",)}
+    wrong = claim_problems(CompareSection(rows=rows, claims={"x": CLAIM, "y": ("a", "corrupted_nll", "lower", "a")}))
+    assert len(wrong) == 2 and "x: there is no row b" in wrong[0] and "y: corrupted_nll is measured only" in wrong[1]
+    assert claim_problems(CompareSection(rows=rows)) == []
 
 
 def test_standard_errors_are_of_the_mean() -> None:

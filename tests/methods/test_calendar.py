@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from nt_pretrain.config.checks import problems
+from nt_pretrain.config.checks import missing_files, problems
 from nt_pretrain.config.load import load_config
 from nt_pretrain.config.method_section import MethodName, MethodSection
 from nt_pretrain.config.schema import Config
@@ -142,3 +142,12 @@ def test_a_refinement_keeps_the_density_that_exploration_came_down_to() -> None:
     assert overall_density(explore.config, 0) == 0.8 and overall_density(explore.config, explore.steps) == 0.5
     for phase in refinements:
         assert {overall_density(phase.config_at(step), step) for step in range(1, phase.steps + 1)} == {0.5}
+
+
+def test_a_parent_and_modes_that_are_not_there_are_told_before_anything_starts() -> None:
+    found = load_config("configs/demo.yaml", ["method.name=prune_and_tune", "method.parent=runs/nowhere"])
+    assert "method.parent: there is no run or checkpoint runs/nowhere" in missing_files(found)
+    found = load_config("configs/demo.yaml", ["method.name=bridge", "method.modes=[runs/nowhere,tests]"])
+    assert [line for line in missing_files(found) if "method" in line] == [
+        "method.modes: there is no run or checkpoint runs/nowhere"
+    ]
