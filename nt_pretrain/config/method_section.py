@@ -76,8 +76,17 @@ class MethodSection(Section):
         description="prune_and_tune: pairs of random masks and their complements; independent random ones; or the same "
         "largest weights for every child.",
     )
-    sample: Literal["partition", "random"] = Field(
-        "partition", description="subnetworks: children are disjoint parts of the parent, or drawn independently."
+    sample: Literal["partition", "random", "noise"] = Field(
+        "partition",
+        description="subnetworks: children are disjoint parts of the parent, or drawn independently; or the whole "
+        "parent with noise on a random few of its weights.",
+    )
+    noise: Annotated[float, Field(gt=0.0)] = Field(
+        0.3,
+        description="subnetworks with sample: noise: deviation of the noise, in units of a matrix's root mean square.",
+    )
+    noise_density: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="subnetworks with sample: noise: share of every matrix's weights that it moves."
     )
     annealing: Literal["none", "temperature", "random"] = Field(
         "none",

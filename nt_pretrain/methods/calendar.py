@@ -33,6 +33,8 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "tune_lr": TUNED,
     "masks": ("prune_and_tune",),
     "sample": ("subnetworks",),
+    "noise": ("subnetworks",),
+    "noise_density": ("subnetworks",),
     "annealing": CHILDREN,
     "annealing_decay": CHILDREN,
     "annealing_share": CHILDREN,
@@ -51,7 +53,10 @@ serves an ensemble and the single model it is compared with. tests/methods check
 SPARSE = ("neurotrails", "set", "rigl", "static", "dst_ensemble", "edst")
 
 
-RECIPE = ("name", "members", "masks", "sample", "child_density", "dealing", "residual", "bridge_type", "modes")
+RECIPE = (
+    "name", "members", "masks", "sample", "noise", "noise_density", "child_density", "dealing", "residual",
+    "bridge_type", "modes",
+)  # fmt: skip
 """Options that all members of a run must share: half of a pair of complements is no use beside another mask."""
 
 
@@ -173,8 +178,22 @@ def _children(config: Config) -> list[str]:
             for option in ("annealing_decay", "annealing_share")
             if getattr(method, option) != getattr(default, option)
         ]
-    fixed = method.masks == "antirandom" if method.name == "prune_and_tune" else method.sample == "partition"
+    fixed = method.masks == "antirandom" if method.name == "prune_and_tune" else method.sample != "random"
     if fixed and method.child_density is not None:
-        how = "masks: antirandom" if method.name == "prune_and_tune" else "sample: partition"
+        how = "masks: antirandom" if method.name == "prune_and_tune" else f"sample: {method.sample}"
         found.append(f"method.child_density: method.{how} decides it; leave it out, or choose another")
-    return found
+    return found + (_noise(method) if method.name == "subnetworks" else [])
+
+
+def _noise(method: MethodSection) -> list[str]:
+    """Options that noise reads alone, and those that it does not."""
+    if method.sample == "noise" and method.annealing != "none":
+        return [
+            "method.annealing: with method.sample: noise a child has all weights, none to anneal away; leave it out"
+        ]
+    default = MethodSection()
+    return [
+        f"method.{option}: has no effect with method.sample: {method.sample}; it is read by noise"
+        for option in ("noise", "noise_density")
+        if method.sample != "noise" and getattr(method, option) != getattr(default, option)
+    ]

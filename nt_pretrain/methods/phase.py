@@ -16,6 +16,7 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.methods.annealing import Annealing
 from nt_pretrain.methods.curve import Blend, Curve, Distillation, OnTrunks
+from nt_pretrain.methods.mutation import Mutation
 from nt_pretrain.models.partition import Order, Residual
 
 
@@ -63,6 +64,7 @@ class Clone:
     Attributes:
         parent: name of a member made earlier in this run; or, where ``given``, a run or checkpoint.
         keeps: its units that the child has; None: all of them.
+        noise: on the weights of a child that has them all, as on the first child of this mutation; None: no noise.
         listed: of a given one, its name in the manifest.
         speaks: of a given one, whether it belongs to the ensemble.
     """
@@ -70,6 +72,7 @@ class Clone:
     parent: str
     given: bool = False
     keeps: Slice | None = None
+    noise: Mutation | None = None
     listed: str = "parent"
     speaks: bool = False
 

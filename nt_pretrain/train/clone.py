@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from nt_pretrain.checkpoint.errors import CheckpointError
 from nt_pretrain.checkpoint.folders import step_of
 from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid, open_checkpoint
 from nt_pretrain.config.schema import ModelSection
+from nt_pretrain.methods.mutation import Child
 from nt_pretrain.methods.phase import Clone, Phase, changed
+from nt_pretrain.models.accounting import Shapes, shapes_of
 from nt_pretrain.models.groups import group_of, without_member
 from nt_pretrain.observe.rundir import RunDir
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.mutate import Mutable
 from nt_pretrain.parallel.shard import like_parameter, local
 from nt_pretrain.sparsity.slices import keep_slice
 from nt_pretrain.sparsity.topology import mask_
@@ -68,6 +72,10 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
         for first, *others in _by_source(state).values():
             for each in others:
                 local(each).copy_(local(first))
+    if phase.start.noise is not None:
+        _refuse_sparse(found, shapes_of(phase.config.model))
+        # Norms and biases stay; all matrices are there whole, and divided among the ranks of one copy.
+        Mutable(state.model, {}, phase.start.noise, ranks).become_mean([Child(0, 0)])
     if phase.start.keeps is not None:
         _keep(state, active, phase.start, ranks)
         if phase.annealing is None:
@@ -81,6 +89,16 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     if state.average is not None:
         state.average.restart()
     return state
+
+
+def _refuse_sparse(found: Found, shapes: Shapes) -> None:
+    """Raises CheckpointError where weights of the parent are inactive: noise and tuning would bring them back."""
+    for name, active in found.state["active_units"].items():
+        if active < math.prod(shapes[name]):
+            raise CheckpointError(
+                f"method.parent: {found.path} is sparse ({name} has {active:,} active units), and method.sample: noise "
+                "moves and tunes all weights; give a dense parent, or choose partition or random"
+            )
 
 
 def _by_source(state: TrainState) -> dict[str, list[nn.Parameter]]:

@@ -189,10 +189,11 @@ class Members:
         """How a member was made, enough to make it again."""
         found: dict[str, Any] = {"phase": phase.name, "steps": phase.steps, "seed": phase.config.run.seed}
         match phase.start:
-            case Clone(parent=parent, keeps=keeps):
+            case Clone(parent=parent, keeps=keeps, noise=noise):
                 known = {each.name: each.sha256 for each in self._all()}
                 found |= {"from": "clone", "parent": parent, "parent_sha256": known[_listed_as(phase.start)]}
                 found |= {"keeps": asdict(keeps)} if keeps is not None else {}
+                found |= {"noise": asdict(noise)} if noise is not None else {}
             case Part() as part:
                 found |= {
                     "from": "part", "part": part.number, "of": part.of, "score": "L1 norm of incoming weights",

@@ -41,6 +41,9 @@ def start_in_words(phase: Phase) -> str:
     """What a phase starts from."""
     match phase.start:
         case Clone(parent=parent, keeps=keeps):
+            if keeps is None and phase.start.noise is not None:
+                noise = phase.start.noise
+                return f"{parent}, noise {noise.sigma:g} on {noise.density:.3g} of its weights"
             if keeps is None:
                 return parent
             return f"{parent}, units {keeps.first:.0%} to {keeps.last:.0%} in {keeps.order} order"

@@ -217,6 +217,35 @@ def test_magnitude_children_keep_the_largest_weights_of_the_parent(corpus: Corpu
     assert all(torch.equal(active, topology(tmp_path / "run", "child_1")[name]) for name, active in first.items())
 
 
+def test_noise_moves_exactly_some_weights_of_a_parent_on_any_number_of_ranks(corpus: Corpus, tmp_path: Path) -> None:
+    options = ["method.name=subnetworks", "method.sample=noise", "method.noise_density=0.25", "method.members=2"]
+    options += ["method.tune_share=0.25"]
+    run = both(corpus, tmp_path, [*options, "method.parent_share=0.25"], kill_after=15)
+    # A rate that moves nothing leaves children as they began.
+    still = [*corpus.overrides, *options, f"method.parent={run}/members/parent", "method.tune_lr=1e-30"]
+    for ranks in (1, 2):
+        train(tmp_path / f"still{ranks}", still, ranks=ranks)
+    parent = member(run, "parent")
+    children = [member(tmp_path / "still2", name) for name in ("child_0", "child_1")]
+    for name, before in parent.items():
+        moved = [child[name] != before for child in children]
+        wanted = round(0.25 * before.numel()) if before.ndim > 1 else 0
+        assert [int(each.sum()) for each in moved] == [wanted, wanted], name
+        if wanted:
+            noise = (children[0][name] - before)[moved[0]]
+            assert 0.2 < noise.std() / before.square().mean().sqrt() < 0.4, "sigma is 0.3 of the root mean square"
+            assert not torch.equal(moved[0], moved[1])
+        assert torch.equal(member(tmp_path / "still1", "child_0")[name], children[0][name])
+    assert manifest(run).members[0].made["noise"]["density"] == 0.25
+
+
+def test_noise_on_a_sparse_parent_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    train(tmp_path / "sparse", [*corpus.overrides, "method.name=static", "train.steps=4"], ranks=1)
+    options = ["method.name=subnetworks", "method.sample=noise", f"method.parent={tmp_path}/sparse"]
+    with pytest.raises(RanksFailed, match=r"is sparse \(.* active units\), and method.sample: noise moves"):
+        train(tmp_path / "run", [*corpus.overrides, *options], ranks=1)
+
+
 @pytest.mark.parametrize(("name", "members"), [("snapshot", ["snapshot_0", "snapshot_1"]), ("fge", ["fge_0", "fge_1"])])
 def test_members_of_one_dense_run_are_taken_where_the_rate_is_lowest(
     corpus: Corpus, tmp_path: Path, name: str, members: list[str]
