@@ -208,8 +208,8 @@ def _speaker(path: Path, member: Member, overrides: Sequence[str], data: str | N
     if not rundir.config.is_file() or not checkpoint.is_dir():
         missing = checkpoint if rundir.config.is_file() else rundir.config
         raise CheckpointError(
-            f"{said}: there is no {missing}; where members were moved, put the ensemble together again with "
-            "launch/ensemble.py"
+            f"{said}: there is no {missing}; one that was deleted is made again by the command that trained it, and "
+            "where members were moved, put the ensemble together again with launch/ensemble.py"
         )
     try:
         found = checkpoint_hash(checkpoint)

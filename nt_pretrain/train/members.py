@@ -21,6 +21,7 @@ from nt_pretrain.config.compare_section import CompareSection
 from nt_pretrain.config.load import to_yaml
 from nt_pretrain.config.method_section import MethodSection
 from nt_pretrain.config.schema import Config
+from nt_pretrain.data.position import Position
 from nt_pretrain.methods.curve import Blend, Mode, OnTrunks
 from nt_pretrain.methods.manifest import Ensemble, Member, read_ensemble, write_ensemble
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase, changed
@@ -28,6 +29,8 @@ from nt_pretrain.methods.settings import dense, single
 from nt_pretrain.observe.rundir import RunDir, write_atomic
 from nt_pretrain.parallel.mesh import Ranks
 from nt_pretrain.train.clone import find_parent
+from nt_pretrain.train.ends import End, add_end, read_ends, weights_hash
+from nt_pretrain.train.remake import to_make_again
 from nt_pretrain.train.resume import refuse_other_model
 from nt_pretrain.train.state import TrainState, identity
 
@@ -37,17 +40,26 @@ KEPT = ("model.", "ema.", "active.", "columns.", "ids.")
 
 @dataclass(frozen=True)
 class Members:
-    """Those of one run."""
+    """Those of one run.
+
+    ``trained_in`` has the checkpoints of the training: the run's own folder, or another where a member is made again.
+    """
 
     config: Config
     calendar: Calendar
     rundir: RunDir
     tokenizer: str
     ranks: Ranks
+    trained_in: RunDir
 
     @property
     def manifest(self) -> Path:
         return self.rundir.ensemble
+
+    @property
+    def ends(self) -> Path:
+        """Where the phases ended: :mod:`nt_pretrain.train.ends`."""
+        return self.rundir.members / "ends.json"
 
     def folder(self, name: str) -> Path:
         """Run directory of a member."""
@@ -115,10 +127,30 @@ class Members:
         """
         if phase.emits and (trained or not self._is_there(phase, state.step)):
             self._write(phase, state)
-        if phase.last < self.calendar.total_steps and not phase.emits:
-            return ""
         doing = f"cannot write {self.manifest}"
-        return on_first(self.ranks.control, doing, lambda: self._list(phase, state.step))
+        return on_first(self.ranks.control, doing, lambda: self._list(phase, state.step, self._end(phase, state)))
+
+    def begin_of(self, phase: Phase) -> tuple[int, Position | None]:
+        """Targets of all steps before ``phase``, and where the data stood. Collective.
+
+        Raises:
+            CheckpointError: that was not written down.
+        """
+        if not phase.before:
+            return 0, None
+        ends = on_first(self.ranks.control, f"cannot read {self.ends}", lambda: read_ends(self.ends))
+        end = next(each for each in ends.values() if each.step == phase.before)
+        return end.targets, Position.from_json(end.position)
+
+    def to_make_again(self) -> tuple[list[Phase], list[str]]:
+        """Phases whose members are listed and gone, and lines on those that cannot be made again. Collective."""
+
+        def look() -> tuple[set[str], set[str]]:
+            listed = {each.name: self.rundir.path / each.path / "checkpoints" for each in self._all()}
+            return {name for name, path in listed.items() if not path.is_dir()}, set(read_ends(self.ends))
+
+        gone, ends = on_first(self.ranks.control, f"cannot read {self.manifest}", look)
+        return to_make_again(self.calendar, gone, ends)
 
     def forget(self) -> None:
         """Before more is trained: a manifest of the run's own checkpoint would soon name one that is gone."""
@@ -128,11 +160,8 @@ class Members:
     def _write(self, phase: Phase, state: TrainState) -> None:
         folder = self.folder(phase.emits)
         tensors = {name: x for name, x in state.checkpoint_tensors().items() if name.startswith(KEPT)}
-        saved = self.rundir.checkpoints / folder_name(state.step) / STATE
         # Where the data stands: commands that go on with samples the member has not seen ask for it.
-        position = on_first(
-            self.ranks.control, f"cannot read {saved}", lambda: json.loads(saved.read_bytes())["position"]
-        )
+        position = on_first(self.ranks.control, "cannot read the checkpoint", lambda: self._position(state.step))
         facts = state.facts(self.ranks) | {"phase": phase.name, "position": position}
         own = identity(phase.config, self.tokenizer)
         doing = f"cannot write {folder}"
@@ -164,9 +193,28 @@ class Members:
     def _checkpoint(self, phase: Phase, step: int) -> Path:
         return (RunDir(self.folder(phase.emits)) if phase.emits else self.rundir).checkpoints / folder_name(step)
 
-    def _list(self, phase: Phase, step: int) -> str:
+    def _position(self, step: int) -> dict[str, Any]:
+        found = json.loads((self.trained_in.checkpoints / folder_name(step) / STATE).read_bytes())["position"]
+        return dict(found)
+
+    def _end(self, phase: Phase, state: TrainState) -> str:
+        """Write down where the phase ended; says of a member that is made again whether it is the same."""
+        if len(self.calendar.phases) == 1 and self.trained_in.path == self.rundir.path:
+            return ""
+        weights = weights_hash(self._checkpoint(phase, state.step)) if phase.emits else ""
+        before = read_ends(self.ends).get(phase.name)
+        add_end(self.ends, phase.name, End(state.step, state.targets, self._position(state.step), weights))
+        if self.trained_in.path == self.rundir.path or before is None:
+            return ""
+        if before.weights == weights:
+            return "the same to the bit"
+        return "not the same to the bit: ranks, options or versions differ"
+
+    def _list(self, phase: Phase, step: int, again: str) -> str:
         """Add the member of ``phase``, or the run itself where nothing else speaks, to the manifest."""
         before = self._listed()
+        if not phase.emits and phase.last < self.calendar.total_steps:
+            return ""
         if not phase.emits and (self.config.method.name == "none" or before.members):
             return ""
         member = Member(
@@ -174,15 +222,16 @@ class Members:
             path=f"members/{phase.emits}" if phase.emits else ".",
             step=step,
             sha256=_hash(self._checkpoint(phase, step)),
-            made=self._made(phase),
+            made=self._made(phase) | (self._again(phase, again) if again else {}),
         )
         lists = {
-            kind: [each for each in getattr(before, kind) if each.name != member.name] + ([member] if mine else [])
+            kind: _with(getattr(before, kind), member) if mine else _without(getattr(before, kind), member)
             for kind, mine in (("members", phase.speaks), ("others", not phase.speaks))
         }
         method = self.config.method.model_dump(mode="json")
         write_ensemble(self.rundir.path, Ensemble(method, self.config.eval.ensemble, **lists))
         what = "speaks" if phase.speaks else "is made on the way"
+        what += f", made again: {again}" if again else ""
         return f"{self.manifest}: {member.name} {what}" + (f", {self.folder(phase.emits)}" if phase.emits else "")
 
     def _made(self, phase: Phase) -> dict[str, Any]:
@@ -217,6 +266,10 @@ class Members:
         if phase.distils is not None:
             found["teacher"] = {mode.name: share for mode, share in phase.distils.teacher.parts}
         return found
+
+    def _again(self, phase: Phase, words: str) -> dict[str, Any]:
+        """Of a member that was there before: others may name it by the hash it had."""
+        return {"again": words, "sha256_before": {each.name: each.sha256 for each in self._all()}[phase.emits]}
 
     def _listed(self) -> Ensemble:
         if not self.manifest.is_file():
@@ -257,6 +310,17 @@ class Members:
     def _all(self) -> list[Member]:
         listed = self._listed()
         return [*listed.others, *listed.members]
+
+
+def _with(members: list[Member], member: Member) -> list[Member]:
+    """``member`` in the place of the one of its name, or at the end."""
+    if not any(each.name == member.name for each in members):
+        return [*members, member]
+    return [member if each.name == member.name else each for each in members]
+
+
+def _without(members: list[Member], member: Member) -> list[Member]:
+    return [each for each in members if each.name != member.name]
 
 
 def _listed_as(start: Clone | Part) -> str:

@@ -93,7 +93,7 @@ def refuse_other_model(found: Found, wanted: dict[str, Any]) -> None:
 def first_line(rundir: RunDir, state: TrainState, found: Found | None, config: Config) -> str:
     """From where the run starts and which options changed since its last start."""
     if found is None:
-        return f"starting {rundir.path} from step 0"
+        return f"starting {rundir.path} from step {state.step:,}"
     text = f"resuming {rundir.path} from step {state.step:,} ({found.path.name})"
     if rundir.config.exists():
         before, now = load_config(rundir.config, []).model_dump(), config.model_dump()

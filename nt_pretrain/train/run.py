@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -70,14 +74,54 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
     console.plain(render_run(config, ranks.world))
     lock = _claim(rundir, console, ranks)
     with contextlib.closing(lock) if lock is not None else contextlib.nullcontext():
-        return _run(config, calendar, command, ranks, rundir, console)
+        with _failure_in_status(calendar.total_steps, config, ranks, rundir):
+            tokenizer = on_all(ranks, lambda: _tokenizer_hash(config))
+        members = Members(config, calendar, rundir, tokenizer, ranks, trained_in=rundir)
+        code = _run(config, members, command, console)
+        if code is not ExitCode.FINISHED or not _is_finished(rundir, ranks):
+            return code
+        return _make_again(config, members, command, console)
 
 
-def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir: RunDir, console: Console) -> ExitCode:
-    requests = Requests(rundir, config.checkpoint, ranks)
+def _make_again(config: Config, members: Members, command: str, console: Console) -> ExitCode:
+    """Train the members of a finished run whose folders are gone once more, each by itself."""
+    ranks = members.ranks
+    again, lines = members.to_make_again()
+    for line in lines:
+        console.plain(line)
+    for phase in again:
+        console.plain(f"member {phase.emits} is gone and is made again: {phase.steps:,} steps")
+        folder = RunDir(members.rundir.members / f".{phase.emits}")
+        folder.create()
+        alone = replace(members, calendar=Calendar((phase,)), trained_in=folder)
+        code = _run(config, alone, command, console)
+        if code is not ExitCode.FINISHED or not _is_finished(folder, ranks):
+            return code
+        on_first(ranks.control, f"cannot remove {folder.path}", partial(_removed, folder.path))
+    return ExitCode.FINISHED
+
+
+def _removed(path: Path) -> bool:
+    shutil.rmtree(path)
+    return True
+
+
+def _is_finished(rundir: RunDir, ranks: Ranks) -> bool:
+    """Whether the run ended by itself: a run that file STOP has ended leaves as one that is finished."""
+
+    def look() -> bool:
+        status = rundir.read_status()
+        return status is not None and status.state == "finished"
+
+    return on_first(ranks.control, f"cannot read {rundir.status}", look)
+
+
+def _run(config: Config, members: Members, command: str, console: Console) -> ExitCode:
+    """Train the phases of ``members`` in its folder, from the newest checkpoint there."""
+    calendar, ranks, rundir = members.calendar, members.ranks, members.trained_in
+    requests = Requests(members.rundir, config.checkpoint, ranks)
     requests.listen()
     with _failure_in_status(calendar.total_steps, config, ranks, rundir):
-        members = Members(config, calendar, rundir, on_all(ranks, lambda: _tokenizer_hash(config)), ranks)
         clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
         found = newest_valid(rundir.checkpoints, group=ranks.control)
         phase = phase_of(found, calendar, config)
@@ -90,13 +134,13 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
         observer.warned(state.step, notice)
     opening = first_line(rundir, state, found, config)
     console.event(opening)
-    missed = _misses_validation(rundir, state.step, phase, ranks)
+    missed = found is not None and _misses_validation(rundir, state.step, phase, ranks)
     if state.step >= calendar.total_steps and not missed:
         with _failure_in_status(calendar.total_steps, config, ranks, rundir):
             members.emit(phase, state)
         observer.ended("finished", state.step, 0, "already finished")
         observer.close()
-        console.plain(how_to_go_on(config, calendar, command))
+        console.plain(how_to_go_on(config, calendar_of(config), command))
         return ExitCode.FINISHED
     members.forget()
     observer.started(state.step, opening)
@@ -130,7 +174,7 @@ def _run(config: Config, calendar: Calendar, command: str, ranks: Ranks, rundir:
             if error is caught:
                 raise
             raise error from caught
-        _say_goodbye(code, observer, console, state.step, config, calendar, command)
+        _say_goodbye(code, observer, console, state.step, config, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
 
 
@@ -139,7 +183,10 @@ def _state(
 ) -> tuple[TrainState, Position | None]:
     """The state to go on with, and where the data stands: of the checkpoint ``found``, or of the phase's beginning."""
     if found is None:
-        return initial_state(phase, members, ranks), None
+        state = initial_state(phase, members, ranks)
+        state.step = phase.before
+        state.targets, start = members.begin_of(phase)
+        return state, start
     state = empty_state(phase, ranks)
     annealing = goes_on(phase, found.step - phase.before + 1)
     position = resume(state, found, phase.config, saved_as, ranks, annealing=annealing)
@@ -198,12 +245,10 @@ def _say_failed(error: Exception, observer: Observer, step: int, config: Config,
     observer.ended("failed", step, exit_code_of(error), words)
 
 
-def _say_goodbye(
-    code: ExitCode, observer: Observer, console: Console, step: int, config: Config, calendar: Calendar, command: str
-) -> None:
+def _say_goodbye(code: ExitCode, observer: Observer, console: Console, step: int, config: Config, command: str) -> None:
     if code is ExitCode.FINISHED:
         observer.ended("finished", step, 0, "all steps done")
-        console.plain(how_to_go_on(config, calendar, command))
+        console.plain(how_to_go_on(config, calendar_of(config), command))
     else:
         message = f"saved at step {step:,}; the same command goes on from there"
         observer.ended("stopped", step, int(code), message)

@@ -52,6 +52,15 @@ def train_with_a_kill(
     return int(events[0]["step"])
 
 
+def die_amid(folder: Path, overrides: list[str], watched: Path, at: int) -> None:
+    """Every rank dies by SIGKILL after step ``at`` of the metrics ``watched``."""
+    try:
+        run_ranks(_rank, 2, "configs/tiny.yaml", _all(folder, overrides), at, watched, timeout=200)
+        raise AssertionError(f"nobody died after step {at}")
+    except RanksFailed as error:
+        assert "SIGKILL" in str(error), error
+
+
 def train_with_kills(
     folder: Path, overrides: list[str], at: list[int], *, config: str = "configs/tiny.yaml"
 ) -> list[int]:
@@ -112,11 +121,11 @@ def _all(folder: Path, overrides: list[str]) -> list[str]:
     return [*SMALL, *overrides, f"run.dir={folder.parent}", f"run.name={folder.name}"]
 
 
-def _rank(rank: int, world: int, path: str, overrides: list[str], kill_after: int) -> int:
+def _rank(rank: int, world: int, path: str, overrides: list[str], kill_after: int, watched: Path | None = None) -> int:
     config = load_config(path, overrides)
     assert not (wrong := problems(config, world_size=world)), wrong
     if kill_after:
-        log = RunDir(f"{config.run.dir}/{config.run.name}").metrics
+        log = watched or RunDir(f"{config.run.dir}/{config.run.name}").metrics
         threading.Thread(target=_die_after, args=(log, kill_after), daemon=True).start()
     return int(run(config, "the same command", connect(config)))
 

@@ -18,6 +18,7 @@ from tests.conftest import Corpus
 from tests.gloo import RanksFailed
 from tests.train.method_runs import (
     assert_same_ensembles,
+    die_amid,
     manifest,
     member,
     tensors,
@@ -237,6 +238,31 @@ def test_noise_moves_exactly_some_weights_of_a_parent_on_any_number_of_ranks(cor
             assert not torch.equal(moved[0], moved[1])
         assert torch.equal(member(tmp_path / "still1", "child_0")[name], children[0][name])
     assert manifest(run).members[0].made["noise"]["density"] == 0.25
+
+
+def test_members_that_are_gone_are_made_again_to_the_bit(corpus: Corpus, tmp_path: Path) -> None:
+    options = [*corpus.overrides, "method.name=prune_and_tune", "method.members=2", "train.steps=20"]
+    options += ["method.parent_share=0.2", "method.tune_share=0.3", "train.ema_decay=0.5"]
+    run = tmp_path / "run"
+    train(run, options)
+    children = [each.name for each in manifest(run).members]
+    before = {name: member(run, name) for name in ("parent", *children)}
+    metrics = RunDir(run).metrics.read_bytes()
+    # A child alone, amid the making of which all ranks are killed; then both, with the parent they need.
+    shutil.rmtree(run / "members" / "child_0")
+    die_amid(run, options, RunDir(run / "members" / ".child_0").metrics, 8)
+    train(run, options)
+    assert manifest(run).members[0].made["again"] == "the same to the bit"
+    assert not (run / "members" / ".child_0").exists()
+    shutil.rmtree(run / "members" / "child_0")
+    shutil.rmtree(run / "members" / "parent")
+    train(run, options)
+    assert [each.name for each in manifest(run).members] == children, "in the order they had"
+    for name, tensors_before in before.items():
+        after = member(run, name)
+        assert after.keys() == tensors_before.keys()
+        assert not [key for key in after if not torch.equal(after[key], tensors_before[key])], name
+    assert RunDir(run).metrics.read_bytes() == metrics, "what the run itself has written stays"
 
 
 def test_noise_on_a_sparse_parent_is_refused(corpus: Corpus, tmp_path: Path) -> None:
