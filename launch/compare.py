@@ -82,8 +82,9 @@ def _compare(asked: argparse.Namespace) -> None:
     jobs = jobs_of(asked.config, overrides, rows, seeds)
     print(f"{len(rows)} rows, {seeds} seeds, {len({job.name for job in jobs.values()})} runs in {folder}")
     run_all(
-        asked.config, jobs.values(), folder, base.compare.harms, asked.at_once, lambda line: print(line, flush=True)
-    )
+        asked.config, jobs.values(), folder, base.compare.harms, asked.at_once, main,
+        lambda line: print(line, flush=True),
+    )  # fmt: skip
     results = results_of(rows, jobs, folder)
     text = not base.model.classifies
     parts = [units_in_words(rows, seeds), results_table(rows, results, text=text)]
@@ -128,7 +129,14 @@ def _job(asked: argparse.Namespace) -> int:
     # Without a method it is the heads of one model that speak.
     target = folder / NAME if config.method.name != "none" else folder
     chosen = chosen_of(str(target), [], data=None, samples=config.eval.sequences)
-    options = Options(out=folder / "evaluation" / "comparison", data=None, share=0.0, foreign=None, harms=harms or None)
+    options = Options(
+        out=folder / "evaluation" / "comparison",
+        data=None,
+        share=0.0,
+        foreign=None,
+        harms=harms or None,
+        figures=False,
+    )
     evaluate(chosen, options, connect(chosen.config), lambda line: print(line, flush=True))
     return ExitCode.FINISHED
 

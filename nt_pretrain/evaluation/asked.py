@@ -41,6 +41,7 @@ class Options:
         harms: names of harms with commas between, or "all"; None for none.
         domains: prepared corpora to measure beside the run's own.
         dropout: rate and passes of MC dropout, or None.
+        figures: whether to draw them.
         norms: training pictures on which running statistics of batch norms are measured again; 0: they stay.
     """
 
@@ -53,6 +54,7 @@ class Options:
     domains: tuple[str, ...] = ()
     norms: int = 0
     dropout: tuple[float, int] | None = None
+    figures: bool = True
 
 
 def asked_of(chosen: Chosen, options: Options, harms: Sequence[Harm]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def run(chosen: Chosen, options: Options, ranks: Ranks, tell: Callable[[str], No
             robustness = robustness_of(config, voices, ranks, harms, options.domains, progress)
             found = replace(found, robustness=robustness)
             on_first(ranks.control, WRITING, lambda: _write(out, record_of(found, asked)))
-    return on_first(ranks.control, "cannot show the evaluation", lambda: _show(found, asked, out, tell))
+    return on_first(ranks.control, "cannot show the evaluation", lambda: _show(found, asked, out, options, tell))
 
 
 def _other_set(option: str, path: str, config: Config, ranks: Ranks, *, foreign: bool = False) -> ValidationSet:
@@ -118,11 +118,12 @@ def _write(out: Path, record: dict[str, Any]) -> Path:
     return out
 
 
-def _show(found: Evaluation, asked: dict[str, Any], out: Path, tell: Callable[[str], None]) -> Path:
+def _show(found: Evaluation, asked: dict[str, Any], out: Path, options: Options, tell: Callable[[str], None]) -> Path:
     more = [] if found.robustness is None else tables(found.robustness)
     tell(render(record_of(found, asked), more, bold=sys.stdout.isatty()))
     tell(f"all values: {out / RECORD}")
-    tell(_figures(found, out))
+    if options.figures:
+        tell(_figures(found, out))
     return out
 
 
