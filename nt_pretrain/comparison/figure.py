@@ -9,9 +9,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from nt_pretrain.comparison.grid import Row
 from nt_pretrain.comparison.results import Result
+
+MARKERS = "sDv^oPX"
+"""As many as have no divisor in common with the 20 colours: no two rows look alike."""
 
 
 def draw(rows: list[Row], results: dict[str, Result], path: Path, *, text: bool) -> Path:
@@ -31,19 +35,23 @@ def draw(rows: list[Row], results: dict[str, Result], path: Path, *, text: bool)
         label="one dense model, trained longer or shorter",
     )
     colours = plt.get_cmap("tab20")
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start=1):
         value = results[row.name].ensemble[key]
         cost = row.costs.ensemble.executed / row.costs.dense.executed
         axes.errorbar(
             cost,
             value.mean,
             yerr=_bar(value.error),
-            marker="sDv^"[number % 4],
+            marker=MARKERS[number % len(MARKERS)],
             color=colours(number % 20),
-            label=row.name,
+            label=f"{number} {row.name}",
             linestyle="",
         )
+        axes.annotate(str(number), (cost, value.mean), xytext=(5, 3), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("operations executed in training, relative to one dense run")
     axes.set_ylabel("perplexity of the ensemble" if text else "NLL of the ensemble (nats)")
     axes.grid(alpha=0.3)
