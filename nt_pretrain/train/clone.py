@@ -77,9 +77,16 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
         # Norms and biases stay; all matrices are there whole, and divided among the ranks of one copy.
         Mutable(state.model, {}, phase.start.noise, ranks).become_mean([Child(0, 0)])
     if phase.start.keeps is not None:
+        _refuse_filling(found, set(state.budgets), shapes_of(phase.config.model))
+        parents = {layer.name: layer.active.clone() for layer in state.layers}
+        _mask(state)
         _keep(state, active, phase.start, ranks)
         if phase.annealing is None:
             _mask(state)
+        else:
+            # What the annealing draws from: of a sparse parent not all weights.
+            for layer in state.layers:
+                layer.explored.copy_(parents[layer.name])
     else:
         state.budgets = {
             name: replace(each, active=active.get(name, each.units)) for name, each in state.budgets.items()
@@ -98,6 +105,18 @@ def _refuse_sparse(found: Found, shapes: Shapes) -> None:
             raise CheckpointError(
                 f"method.parent: {found.path} is sparse ({name} has {active:,} active units), and method.sample: noise "
                 "moves and tunes all weights; give a dense parent, or choose partition or random"
+            )
+
+
+def _refuse_filling(found: Found, cut: set[str], shapes: Shapes) -> None:
+    """Raises CheckpointError where the parent is sparse in matrices that children have whole, which are not ``cut``:
+    tuning would bring back what it has not.
+    """
+    for name, active in found.state["active_units"].items():
+        if name not in cut and active < math.prod(shapes[name]):
+            raise CheckpointError(
+                f"method.parent: {found.path} is sparse in {name} ({active:,} active units), which children have "
+                "whole: tuning would fill it. Give a dense parent, or one trained with sparsity.scope: no_vocab"
             )
 
 
