@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from nt_pretrain.parallel.forward import Inputs, Start
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.blend import summed
 from nt_pretrain.train.costs import costs_of
-from nt_pretrain.train.curve import OnCurve
+from nt_pretrain.train.curve import OnCurve, losses_on
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import accumulate_gradients
 from nt_pretrain.train.teacher import beta, divergence, mixed
+from nt_pretrain.train.validation import Validation
 from tests.conftest import Corpus, command
 from tests.data.rowsets import prepared
 from tests.gloo import run_ranks
@@ -70,6 +72,46 @@ def test_ends_of_the_curve_are_the_modes_and_its_middle_lies_below_the_straight_
     assert (curve["step"], curve["curve/loss_first"], curve["curve/loss_last"]) == (120, loss[40], loss[80])
     assert curve["curve/loss_middle"] == loss[120], "what is validated is the middle, not the control point"
     assert curve["curve/loss_middle"] < 0.7 * curve["curve/loss_line"]
+
+
+def test_a_curve_that_was_measured_before_a_kill_is_not_measured_again(rows: tuple[Path, Path], tmp_path: Path) -> None:
+    """Killed between the line of its losses and the next checkpoint."""
+    options = ["method.name=bridge", "method.members=2", "train.steps=4", "train.global_batch=16", "checkpoint.keep=99"]
+    train(tmp_path / "run", options, ranks=1, config=str(rows[0]))
+    rundir = RunDir(tmp_path / "run")
+    for path in rundir.checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 12:
+            shutil.rmtree(path)
+    train(tmp_path / "run", options, ranks=1, config=str(rows[0]))
+    for key in ("curve/loss_line", "validation/loss_ensemble"):
+        assert [line["step"] for line in read_lines(rundir.metrics) if key in line].count(12) == 1, key
+    # Killed before that line was written.
+    lines = [line for line in rundir.metrics.read_text().splitlines() if '"curve/loss_line"' not in line]
+    rundir.metrics.write_text("".join(f"{line}\n" for line in lines))
+    for path in rundir.checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 12:
+            shutil.rmtree(path)
+    train(tmp_path / "run", options, ranks=1, config=str(rows[0]))
+    assert [line["step"] for line in read_lines(rundir.metrics) if "curve/loss_line" in line] == [12]
+
+
+def test_each_point_of_a_curve_is_a_place_of_its_own(tmp_path: Path) -> None:
+    """A watchdog that is told of all four as one would find that nothing moves."""
+    (told,) = run_ranks(_places, 1, str(write_config(tmp_path)), str(tmp_path / "run"), timeout=100)
+    assert told == [f"measuring the curve, point {number} of 4" for number in (1, 2, 3, 4)]
+
+
+def _places(rank: int, world: int, path: str, folder: str) -> list[str]:
+    config = load_config(path, ["method.name=bridge", "method.members=2", "eval.sequences=20"])
+    ranks = connect(config)
+    phase = calendar_of(config).phases[2]
+    assert phase.curve is not None
+    state = fresh_state(phase.config, ranks)
+    end = {name: shard.detach().clone() for name, shard in state.optimizer.shards.items()}
+    validation = Validation(phase.config, state, ranks, RunDir(folder), print)
+    told: list[str] = []
+    losses_on(OnCurve(phase.curve, state, (end, end), phase.config, ranks), validation, told.append)
+    return told
 
 
 def test_a_bridge_learns_from_a_frozen_trunk_and_its_divergence_falls(rows: tuple[Path, Path]) -> None:
