@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nt_pretrain.checkpoint.errors import CheckpointError
-from nt_pretrain.checkpoint.folders import step_of
+from nt_pretrain.checkpoint.errors import CheckpointError, on_first
+from nt_pretrain.checkpoint.folders import candidates, step_of
 from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid, open_checkpoint
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.methods.mutation import Child
@@ -30,17 +30,31 @@ from nt_pretrain.train.topology import parts
 
 
 def find_parent(path: Path, ranks: Ranks) -> Found:
-    """The checkpoint of a parent, its files checked: a checkpoint's folder, or the newest of a run. Collective.
+    """The checkpoint of a parent, its files checked: a checkpoint's folder, or the newest of a run that has ended.
+    Collective.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or its run goes on.
     """
     if step_of(path) is not None:
         return open_checkpoint(path, group=ranks.control)
+    on_first(ranks.control, "cannot clone", lambda: _refuse_running(RunDir(path)))
     found = newest_valid(RunDir(path).checkpoints, group=ranks.control)
     if found is None:
         raise CheckpointError(f"{path} is no run with a checkpoint, which children need as their parent")
     return found
+
+
+def _refuse_running(rundir: RunDir) -> bool:
+    """All children need the same checkpoint, which a run that goes on removes (``checkpoint.keep``)."""
+    status, there = rundir.read_status(), candidates(rundir.checkpoints)
+    if status is not None and status.state == "running" and there:
+        raise CheckpointError(
+            f"{rundir.path} is still running, at step {status.step:,} of {status.total_steps:,}, and would remove the "
+            "checkpoint that all children have to start from. Wait for its end. If it was killed, or its "
+            f"checkpoint.keep is large enough, name a checkpoint instead: {there[0]}"
+        )
+    return True
 
 
 def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks) -> TrainState:

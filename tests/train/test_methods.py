@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,13 @@ def test_a_child_goes_on_with_the_parent_it_began_with(corpus: Corpus, tmp_path:
     run = tmp_path / "runs" / "run"
     options = [*corpus.overrides, "method.name=prune_and_tune", "method.members=2", "method.tune_share=0.25"]
     options.append("checkpoint.keep=99")
+    rundir = RunDir(parents[0])
+    ended = rundir.read_status()
+    assert ended is not None
+    rundir.write_status(replace(ended, state="running"))
+    with pytest.raises(RanksFailed, match=r"one is still running, at step 4 of 4, .* name a checkpoint instead: .*04"):
+        train(run, [*options, f"method.parent={parents[0]}"], ranks=1)
+    rundir.write_status(ended)
     train(run, [*options, f"method.parent={parents[0]}"], ranks=1)
     assert {each.made["parent_sha256"] for each in manifest(run).members} == {manifest(run).others[0].sha256}
 
