@@ -146,11 +146,14 @@ class Members:
         """Phases whose members are listed and gone, and lines on those that cannot be made again. Collective."""
 
         def look() -> tuple[set[str], set[str]]:
-            listed = {each.name: self.rundir.path / each.path / "checkpoints" for each in self._all()}
-            return {name for name, path in listed.items() if not path.is_dir()}, set(read_ends(self.ends))
+            return {each.name for each in self._all() if self._is_gone(each)}, set(read_ends(self.ends))
 
         gone, ends = on_first(self.ranks.control, f"cannot read {self.manifest}", look)
         return to_make_again(self.calendar, gone, ends)
+
+    def beside(self, name: str) -> RunDir:
+        """Where a member is made again."""
+        return RunDir(self.rundir.members / f".{name}")
 
     def forget(self) -> None:
         """Before more is trained: a manifest of the run's own checkpoint would soon name one that is gone."""
@@ -190,6 +193,13 @@ class Members:
 
         return on_first(self.ranks.control, f"cannot read {self.manifest}", look)
 
+    def _is_gone(self, member: Member) -> bool:
+        checkpoint = RunDir(self.rundir.path / member.path).checkpoints / folder_name(member.step)
+        if not (checkpoint / MANIFEST).is_file():
+            return True
+        # Made again, and killed before that was listed.
+        return self.beside(member.name).path.is_dir() and _hash(checkpoint) != member.sha256
+
     def _checkpoint(self, phase: Phase, step: int) -> Path:
         return (RunDir(self.folder(phase.emits)) if phase.emits else self.rundir).checkpoints / folder_name(step)
 
@@ -203,9 +213,10 @@ class Members:
             return ""
         weights = weights_hash(self._checkpoint(phase, state.step)) if phase.emits else ""
         before = read_ends(self.ends).get(phase.name)
-        add_end(self.ends, phase.name, End(state.step, state.targets, self._position(state.step), weights))
         if self.trained_in.path == self.rundir.path or before is None:
+            add_end(self.ends, phase.name, End(state.step, state.targets, self._position(state.step), weights))
             return ""
+        # What was trained first stays what the next attempt is held against.
         if before.weights == weights:
             return "the same to the bit"
         return "not the same to the bit: ranks, options or versions differ"
@@ -224,6 +235,9 @@ class Members:
             sha256=_hash(self._checkpoint(phase, step)),
             made=self._made(phase) | (self._again(phase, again) if again else {}),
         )
+        # One that was not written anew is what it was, whatever its parent may be since.
+        known = next((each for each in self._all() if each.name == member.name), member)
+        member = known if known.sha256 == member.sha256 else member
         lists = {
             kind: _with(getattr(before, kind), member) if mine else _without(getattr(before, kind), member)
             for kind, mine in (("members", phase.speaks), ("others", not phase.speaks))
@@ -268,8 +282,9 @@ class Members:
         return found
 
     def _again(self, phase: Phase, words: str) -> dict[str, Any]:
-        """Of a member that was there before: others may name it by the hash it had."""
-        return {"again": words, "sha256_before": {each.name: each.sha256 for each in self._all()}[phase.emits]}
+        """Of a member that was there before: others may name it by a hash it had."""
+        before = next(each for each in self._all() if each.name == phase.emits)
+        return {"again": words, "sha256_before": [*before.made.get("sha256_before", []), before.sha256]}
 
     def _listed(self) -> Ensemble:
         if not self.manifest.is_file():

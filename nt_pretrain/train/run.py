@@ -88,9 +88,13 @@ def _make_again(config: Config, members: Members, command: str, console: Console
     again, lines = members.to_make_again()
     for line in lines:
         console.plain(line)
+    # Of members that are listed: killed before this was gone.
+    done = {each.emits for each in members.calendar if each.emits} - {each.emits for each in again}
+    left = [members.beside(name).path for name in sorted(done)]
+    on_first(ranks.control, "cannot remove what is left", lambda: all(_removed(path) for path in left))
     for phase in again:
         console.plain(f"member {phase.emits} is gone and is made again: {phase.steps:,} steps")
-        folder = RunDir(members.rundir.members / f".{phase.emits}")
+        folder = members.beside(phase.emits)
         folder.create()
         alone = replace(members, calendar=Calendar((phase,)), trained_in=folder)
         code = _run(config, alone, command, console)
@@ -101,7 +105,8 @@ def _make_again(config: Config, members: Members, command: str, console: Console
 
 
 def _removed(path: Path) -> bool:
-    shutil.rmtree(path)
+    if path.is_dir():
+        shutil.rmtree(path)
     return True
 
 

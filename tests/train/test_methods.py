@@ -13,6 +13,7 @@ import torch
 
 from nt_pretrain.checkpoint.folders import folder_name
 from nt_pretrain.checkpoint.manifest import STATE
+from nt_pretrain.evaluation.chosen import checkpoint_hash
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
 from tests.conftest import Corpus, command
@@ -290,13 +291,28 @@ def test_members_that_are_gone_are_made_again_to_the_bit(corpus: Corpus, tmp_pat
     # A child alone, amid the making of which all ranks are killed; then both, with the parent they need.
     shutil.rmtree(run / "members" / "child_0")
     die_amid(run, options, RunDir(run / "members" / ".child_0").metrics, 8)
+    amid = run / "members" / ".child_0"
+    shutil.copytree(amid, tmp_path / "amid")
+    listed = (run / "ensemble.json").read_text()
     train(run, options)
     assert manifest(run).members[0].made["again"] == "the same to the bit"
-    assert not (run / "members" / ".child_0").exists()
-    shutil.rmtree(run / "members" / "child_0")
+    assert not amid.exists()
+    # As killed between the writing of the member and of the manifest, which knows another; and just after both.
+    (run / "ensemble.json").write_text(listed)
+    shutil.copytree(tmp_path / "amid", amid)
+    train(run, options)
+    (child, *_) = manifest(run).members
+    assert child.sha256 == checkpoint_hash(RunDir(run / child.path).checkpoints / folder_name(child.step))
+    shutil.copytree(tmp_path / "amid", amid)
+    train(run, options)
+    assert manifest(run).members[0] == child and not amid.exists(), "nothing is made, nothing is left"
+    # Only the checkpoint this time.
+    shutil.rmtree(RunDir(run / child.path).checkpoints / folder_name(child.step))
     shutil.rmtree(run / "members" / "parent")
     train(run, options)
     assert [each.name for each in manifest(run).members] == children, "in the order they had"
+    made = manifest(run).members[0].made
+    assert (made["again"], made["sha256_before"][1:]) == ("the same to the bit", [child.sha256])
     for name, tensors_before in before.items():
         after = member(run, name)
         assert after.keys() == tensors_before.keys()
