@@ -97,6 +97,8 @@ def problems(config: Config) -> list[str]:
             f"method.modes: {len(method.modes)} are given, {mode_count(config)} needed for method.members {members} of "
             f"bridge_type {method.bridge_type}"
         )
+    if len(set(method.modes)) < len(method.modes):
+        found.append(f"method.modes: {', '.join(method.modes)}: each only once; a mode and itself have nothing between")
     if method.bridge_blocks >= blocks:
         found.append(
             f"method.bridge_blocks: {method.bridge_blocks} of {blocks} blocks leave no trunk whose features a bridge "

@@ -87,8 +87,9 @@ class Members:
         Raises:
             CheckpointError: another one is given now.
         """
-        starts = (phase.start for phase in self.calendar)
-        given = [start for start in starts if isinstance(start, Clone | Part) and start.given]
+        starts = [phase.start for phase in self.calendar if isinstance(phase.start, Clone | Part)]
+        given = [start for start in starts if start.given]
+        given += [_finished(mode) for phase in self.calendar for mode in phase.modes if mode.path]
         on_first(self.ranks.control, "cannot go on", lambda: [self._parent(start) for start in given])
 
     def mode(self, mode: Mode, config: Config) -> Found:
@@ -101,8 +102,7 @@ class Members:
         Raises:
             CheckpointError: as :meth:`parent_of`; or it is of another model or tokenizer.
         """
-        start = Clone(mode.path or mode.name, given=bool(mode.path), listed=mode.name, speaks=mode.speaks)
-        found = self.parent_of(start)
+        found = self.parent_of(_finished(mode))
         own = identity(single(dense(config)), self.tokenizer)
         refuse_other_model(found, {key: own[key] for key in ("model", "tokenizer", "weights")})
         return found
@@ -336,6 +336,11 @@ def _with(members: list[Member], member: Member) -> list[Member]:
 
 def _without(members: list[Member], member: Member) -> list[Member]:
     return [each for each in members if each.name != member.name]
+
+
+def _finished(mode: Mode) -> Clone:
+    """A mode as a parent: found, listed and told from others in the same way."""
+    return Clone(mode.path or mode.name, given=bool(mode.path), listed=mode.name, speaks=mode.speaks)
 
 
 def _listed_as(start: Clone | Part) -> str:

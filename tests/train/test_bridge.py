@@ -30,7 +30,7 @@ from nt_pretrain.train.teacher import beta, divergence, mixed
 from nt_pretrain.train.validation import Validation
 from tests.conftest import Corpus, command
 from tests.data.rowsets import prepared
-from tests.gloo import run_ranks
+from tests.gloo import RanksFailed, run_ranks
 from tests.train.method_runs import assert_same_ensembles, manifest, member, train, train_with_kills
 
 pytestmark = pytest.mark.timeout(400)
@@ -145,6 +145,26 @@ def test_an_ensemble_with_a_bridge_is_evaluated_and_other_runs_lend_their_modes(
     assert [each.name for each in listed.members] == ["mode_0", "bridge_1"]
     assert listed.members[0].sha256 == manifest(run).members[0].sha256
     assert [each.name for each in listed.others] == ["mode_1", "curve_1"]
+
+
+def test_modes_may_be_moved_and_not_be_others(rows: tuple[Path, Path], tmp_path: Path) -> None:
+    config, run = rows
+    for name in ("mode_0", "mode_1", "curve_1"):
+        shutil.copytree(run / "members" / name, tmp_path / "here" / name)
+    options = ["method.name=bridge", "method.members=2", "train.steps=4", "train.global_batch=16", "checkpoint.keep=99"]
+
+    def given(folder: str, *names: str) -> list[str]:
+        return [*options, "method.modes=[" + ",".join(f"{tmp_path}/{folder}/{name}" for name in names) + "]"]
+
+    train(tmp_path / "run", given("here", "mode_0", "mode_1"), ranks=1, config=str(config))
+    for path in RunDir(tmp_path / "run").checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 6:
+            shutil.rmtree(path)  # as killed amid the bridge
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(RanksFailed, match=r"curve_1 is not .*mode_1, which .*ensemble.json lists as mode_1"):
+        train(tmp_path / "run", given("there", "mode_0", "curve_1"), ranks=1, config=str(config))
+    train(tmp_path / "run", given("there", "mode_0", "mode_1"), ranks=1, config=str(config))
+    assert manifest(tmp_path / "run").members[1].name == "bridge_1"
 
 
 def test_killed_amid_a_curve_and_amid_a_bridge_of_both_trunks(corpus: Corpus, tmp_path: Path) -> None:
@@ -293,6 +313,7 @@ def test_mixing_shares_follow_their_distribution_and_mix_neighbours() -> None:
         (["method.mixup=0.4"], "tokens cannot be mixed"),
         (["train.ema_decay=0.9"], "train.ema_decay: does not go"),
         (["method.modes=[a]"], "1 are given, 2 needed"),
+        (["method.modes=[a,a]"], "a, a: each only once"),
     ],
 )
 def test_what_does_not_fit_is_told(options: list[str], said: str) -> None:
