@@ -66,20 +66,22 @@ class Members:
         return self.rundir.members / name
 
     def parent_of(self, start: Clone | Part) -> Found:
-        """The parent's checkpoint; every child of a run gets the same one. Collective.
+        """The parent's checkpoint; every child of a run gets the same one once it is adopted. Collective.
 
         Raises:
             CheckpointError: it is not there, damaged, or no longer the one that the first child had.
         """
         path, sha256 = on_first(self.ranks.control, "cannot clone", lambda: self._parent(start))
         if not sha256:
-            found = find_parent(Path(path), self.ranks)
-            on_first(self.ranks.control, "cannot clone", lambda: self._list_parent(start, found))
-            return found
+            return find_parent(Path(path), self.ranks)
         found = open_checkpoint(Path(path), group=self.ranks.control)
         if on_first(self.ranks.control, "cannot clone", lambda: _hash(found.path)) != sha256:
             raise CheckpointError(f"{path} is not the parent that {self.manifest} lists; its children need that one")
         return found
+
+    def adopt(self, start: Clone | Part, found: Found) -> None:
+        """From now on ``found``, which fits, is the parent: one that was refused may be put right. Collective."""
+        on_first(self.ranks.control, "cannot clone", lambda: self._list_parent(start, found))
 
     def refuse_other_parents(self) -> None:
         """Before a run goes on: its children keep the parent that the first one had. Collective.
@@ -105,6 +107,7 @@ class Members:
         found = self.parent_of(_finished(mode))
         own = identity(single(dense(config)), self.tokenizer)
         refuse_other_model(found, {key: own[key] for key in ("model", "tokenizer", "weights")})
+        self.adopt(_finished(mode), found)
         return found
 
     def parts_of(self, blend: Blend) -> list[tuple[Found, float]]:
@@ -313,6 +316,8 @@ class Members:
         return str(RunDir(self.rundir.path / listed.path).checkpoints / folder_name(listed.step)), listed.sha256
 
     def _list_parent(self, start: Clone | Part, found: Found) -> bool:
+        if not start.given or any(each.name == _listed_as(start) for each in self._all()):
+            return True
         # Both without links: the system follows those of a path before it goes up from them.
         run = os.path.relpath(found.path.parent.parent.resolve(), self.rundir.path.resolve())
         parent = Member(_listed_as(start), run, found.step, _hash(found.path), made={"from": start.parent})
