@@ -106,6 +106,8 @@ def problems(config: Config) -> list[str]:
         )
     if method.mixup and not config.model.classifies:
         found.append("method.mixup: tokens cannot be mixed; leave it out")
+    elif method.mixup and config.train.micro_batch == 1:
+        found.append("method.mixup: with train.micro_batch: 1 a sample has no neighbour to be mixed with; raise it")
     alone = {
         "stripping.every_steps": config.stripping.every_steps, "train.ema_decay": config.train.ema_decay,
         "parallel.tensor": config.parallel.tensor - 1,

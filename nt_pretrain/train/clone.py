@@ -73,6 +73,8 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     wanted = {k: v for k, v in identity(as_parent, tokenizer_sha256).items() if k in ("model", "tokenizer", "weights")}
     refuse_other_model(found, wanted)
     state = fresh_state(phase.config, ranks)
+    if phase.start.keeps is not None:
+        _refuse_uncuttable(found, set(state.budgets), shapes_of(phase.config.model))
     tensors = {f"model.{source}": own[0].detach() for source, own in _by_source(state).items()}
     tensors |= {f"model.{name}": buffer for name, buffer in statistics_of(state.model).items()}
     active: dict[str, int] = found.state["active_units"]
@@ -91,7 +93,6 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
         # Norms and biases stay; all matrices are there whole, and divided among the ranks of one copy.
         Mutable(state.model, {}, phase.start.noise, ranks).become_mean([Child(0, 0)])
     if phase.start.keeps is not None:
-        _refuse_filling(found, set(state.budgets), shapes_of(phase.config.model))
         parents = {layer.name: layer.active.clone() for layer in state.layers}
         _mask(state)
         _keep(state, active, phase.start, ranks)
@@ -122,10 +123,17 @@ def _refuse_sparse(found: Found, shapes: Shapes) -> None:
             )
 
 
-def _refuse_filling(found: Found, cut: set[str], shapes: Shapes) -> None:
-    """Raises CheckpointError where the parent is sparse in matrices that children have whole, which are not ``cut``:
-    tuning would bring back what it has not.
+def _refuse_uncuttable(found: Found, cut: set[str], shapes: Shapes) -> None:
+    """Raises CheckpointError where a parent is sparse in blocks, or in matrices that children have whole, which are not
+    ``cut``: tuning would bring back what it has not.
     """
+    sparsity = found.identity.get("sparsity", {})
+    unit, backend = sparsity.get("unit", 1), sparsity.get("backend", "masked")
+    if sparsity.get("density", 1.0) < 1.0 and (unit > 1 or backend == "block"):
+        raise CheckpointError(
+            f"method.parent: {found.path} has sparsity.unit {unit} and sparsity.backend {backend}; children are cut of "
+            "dense parents, or of single weights (unit 1, masked)"
+        )
     for name, active in found.state["active_units"].items():
         if name not in cut and active < math.prod(shapes[name]):
             raise CheckpointError(

@@ -319,3 +319,11 @@ def test_mixing_shares_follow_their_distribution_and_mix_neighbours() -> None:
 def test_what_does_not_fit_is_told(options: list[str], said: str) -> None:
     config = load_config("configs/tiny.yaml", ["method.name=bridge", "method.members=2", *options])
     assert any(said in line for line in method_problems(config)), method_problems(config)
+
+
+def test_a_sample_alone_has_nobody_to_be_mixed_with() -> None:
+    options = ["method.name=bridge", "method.members=2", "method.mixup=0.4", "method.bridge_blocks=1"]
+    for size, wrong in ((1, True), (2, False)):
+        config = load_config("configs/synth_mlp.yaml", [*options, f"train.micro_batch={size}"])
+        told = [line for line in method_problems(config) if "no neighbour" in line]
+        assert bool(told) == wrong

@@ -320,7 +320,7 @@ def test_members_that_are_gone_are_made_again_to_the_bit(corpus: Corpus, tmp_pat
     assert RunDir(run).metrics.read_bytes() == metrics, "what the run itself has written stays"
 
 
-def test_noise_on_a_sparse_parent_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+def test_sparse_parents_that_would_be_filled_are_refused(corpus: Corpus, tmp_path: Path) -> None:
     train(tmp_path / "sparse", [*corpus.overrides, "method.name=static", "train.steps=4"], ranks=1)
     options = ["method.name=subnetworks", "method.sample=noise", f"method.parent={tmp_path}/sparse"]
     with pytest.raises(RanksFailed, match=r"is sparse \(.* active units\), and method.sample: noise moves"):
@@ -328,6 +328,12 @@ def test_noise_on_a_sparse_parent_is_refused(corpus: Corpus, tmp_path: Path) -> 
     # Nor may matrices that children have whole be filled again.
     options = ["method.name=prune_and_tune", f"method.parent={tmp_path}/sparse"]
     with pytest.raises(RanksFailed, match=r"is sparse in \S+ \(.* active units\), which children have whole"):
+        train(tmp_path / "other", [*corpus.overrides, *options], ranks=1)
+    blocks = ["method.name=static", "train.steps=4", "sparsity.unit=16", "sparsity.scope=no_vocab"]
+    train(tmp_path / "blocks", [*corpus.overrides, *blocks], ranks=1)
+    # One that was refused does not stand in the way of another.
+    options = ["method.name=prune_and_tune", f"method.parent={tmp_path}/blocks"]
+    with pytest.raises(RanksFailed, match=r"has sparsity\.unit 16 and sparsity\.backend masked; children are cut of"):
         train(tmp_path / "other", [*corpus.overrides, *options], ranks=1)
 
 
