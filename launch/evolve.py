@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.evaluation.chosen import one_of
 from nt_pretrain.evaluation.evolution import run
 from nt_pretrain.evaluation.evolve import Wanted, wanted_problems
-from nt_pretrain.evaluation.target import config_of, target_of
+from nt_pretrain.evaluation.target import config_of
 from nt_pretrain.methods.mutation import Mutation
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import connect, device_problems, launcher_problems, leave, rank_of_launcher
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
         wrong += [f"--validation {asked.validation}: at least 0"] if asked.validation < 0 else []
         if wrong:
             raise ConfigErrors(wrong)
-        target = target_of(asked.target)
+        target = one_of(asked.target)
         config = config_of(target, asked.overrides, data=None, samples=asked.validation)
         if wrong := launcher_problems() + device_problems(config):
             raise ConfigErrors(wrong)

@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 
 from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.evaluation.chosen import one_of
 from nt_pretrain.evaluation.neurons import Wanted
 from nt_pretrain.evaluation.select import run, run_demo
-from nt_pretrain.evaluation.target import config_of, target_of
+from nt_pretrain.evaluation.target import config_of
 from nt_pretrain.observe.exitcodes import ExitCode
 from nt_pretrain.parallel.mesh import connect, device_problems, leave, rank_of_launcher, world_size_of_launcher
 from nt_pretrain.selection.exact import LARGEST
@@ -104,7 +105,7 @@ def main(arguments: list[str]) -> int:
         if asked.demo:
             run_demo(wanted_of(asked), asked.neurons, asked.out or DEMO_OUT, lambda line: print(line, flush=True))
             return ExitCode.FINISHED
-        target = target_of(asked.target)
+        target = one_of(asked.target)
         config = config_of(target, asked.overrides, data=None, samples=asked.held_out)
         if wrong := device_problems(config):
             raise ConfigErrors(wrong)

@@ -60,7 +60,9 @@ def gathered(words: Sequence[str], out: Path, tell: Callable[[str], None]) -> Ch
 def _speakers(words: str, out: Path, tell: Callable[[str], None]) -> list[Speaker]:
     if ensemble_path(words) is not None:
         chosen = chosen_of(words, [], data=None, samples=0)
-        tell(f"{words}: all {len(chosen.speakers)} members of this ensemble")
+        assert chosen.manifest is not None
+        combiner = chosen.manifest[1].combiner
+        tell(f"{words}: all {len(chosen.speakers)} members of this ensemble (combined by {combiner} there)")
         return [_moved(each, out) for each in chosen.speakers]
     target = target_of(words)
     checkpoint = target.checkpoint or _newest(target.rundir, tell)

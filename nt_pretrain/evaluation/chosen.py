@@ -24,6 +24,8 @@ INPUTS = {
     "rows": (("model", "classes"), ("model", "features")),
 }
 """Options in which members must agree, since all see the same inputs and choose between the same classes."""
+SHOWN = 8
+"""Members that a message names at most."""
 WHERE = ("path", "sources")
 """Options of ``data`` in which members must agree unless the command line names the data."""
 
@@ -122,12 +124,10 @@ def chosen_of(words: str, overrides: Sequence[str], *, data: str | None, samples
         target = target_of(words)
         config = config_of(target, overrides, data=data, samples=samples)
         return Chosen(target.rundir, [Speaker("", target, config, tuple(range(config.model.voices)))])
-    ensemble = read_ensemble(path)
-    if not ensemble.members:
-        raise ConfigErrors([f"{path}: no member yet; the run that makes them has not come to its first"])
+    ensemble, members = read_ensemble(path), _members(path)
     if not any(each.startswith("eval.ensemble=") for each in overrides):
         overrides = [*overrides, f"eval.ensemble={ensemble.combiner}"]
-    speakers = [_speaker(path, member, overrides, data, samples) for member in ensemble.members]
+    speakers = [_speaker(path, member, overrides, data, samples) for member in members]
     named = data is not None or any(each.startswith(("data.path=", "data.sources=")) for each in overrides)
     if wrong := misfits(speakers, path, data_named=named):
         raise ConfigErrors(wrong)
@@ -201,9 +201,55 @@ def checkpoint_hash(checkpoint: Path) -> str:
     return file_entry(checkpoint / MANIFEST).sha256
 
 
+def one_of(words: str) -> Target:
+    """The run or checkpoint that ``words`` name, for commands that take one network; an ensemble of one member too.
+
+    Raises:
+        ConfigErrors: nothing is there, or an ensemble of several, by name or in the folder; it says which to choose of.
+        CheckpointError: as :func:`chosen_of`.
+    """
+    path = ensemble_path(words)
+    if path is None:
+        return target_of(words)
+    members = _members(path)
+    if len(members) == 1 and members[0].heads is None:
+        return _target(path, members[0])
+    checkpoints = [_checkpoint(path, each) for each in members]
+    more = f" and {len(checkpoints) - SHOWN} more" if len(checkpoints) > SHOWN else ""
+    count = f"{len(members)} members" if len(members) > 1 else "1 member, of which not all heads speak"
+    raise ConfigErrors(
+        [
+            f"{path}: an ensemble of {count}, and this command takes one network: name a member's folder or "
+            f"checkpoint: {', '.join(map(str, checkpoints[:SHOWN]))}{more}"
+        ]
+    )
+
+
+def _members(path: Path) -> list[Member]:
+    if not (members := read_ensemble(path).members):
+        raise ConfigErrors([f"{path}: no member yet; the run that makes them has not come to its first"])
+    return members
+
+
+def _checkpoint(path: Path, member: Member) -> Path:
+    return RunDir(path.parent / member.path).checkpoints / folder_name(member.step)
+
+
 def _speaker(path: Path, member: Member, overrides: Sequence[str], data: str | None, samples: int) -> Speaker:
-    rundir = RunDir(path.parent / member.path)
-    checkpoint = rundir.checkpoints / folder_name(member.step)
+    said, target = f"{path}: member {member.name}", _target(path, member)
+    try:
+        config = config_of(target, overrides, data=data, samples=samples)
+    except ConfigErrors as error:
+        raise ConfigErrors([f"{said}: {line}" for line in error.problems]) from None
+    heads = tuple(range(config.model.voices)) if member.heads is None else tuple(sorted(set(member.heads)))
+    if not heads or heads[0] < 0 or heads[-1] >= config.model.voices:
+        raise ConfigErrors([f"{said}: heads {list(heads)}: it has heads 0 to {config.model.voices - 1}"])
+    return Speaker(member.name, target, config, heads, member)
+
+
+def _target(path: Path, member: Member) -> Target:
+    """The checkpoint of a member that the ensemble at ``path`` lists; it is the one that was put into it."""
+    rundir, checkpoint = RunDir(path.parent / member.path), _checkpoint(path, member)
     said = f"{path}: member {member.name}"
     if not rundir.config.is_file() or not checkpoint.is_dir():
         missing = checkpoint if rundir.config.is_file() else rundir.config
@@ -221,15 +267,7 @@ def _speaker(path: Path, member: Member, overrides: Sequence[str], data: str | N
             f"{found[:12]}..., {member.sha256[:12]}... is listed. Put the original back, or put the ensemble together "
             "again with launch/ensemble.py"
         )
-    target = Target(rundir, checkpoint)
-    try:
-        config = config_of(target, overrides, data=data, samples=samples)
-    except ConfigErrors as error:
-        raise ConfigErrors([f"{said}: {line}" for line in error.problems]) from None
-    heads = tuple(range(config.model.voices)) if member.heads is None else tuple(sorted(set(member.heads)))
-    if not heads or heads[0] < 0 or heads[-1] >= config.model.voices:
-        raise ConfigErrors([f"{said}: heads {list(heads)}: it has heads 0 to {config.model.voices - 1}"])
-    return Speaker(member.name, target, config, heads, member)
+    return Target(rundir, checkpoint)
 
 
 def _tokenizer(speaker: Speaker) -> str:

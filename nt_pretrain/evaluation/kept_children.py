@@ -39,7 +39,8 @@ class KeptChildren:
 
     def write(self, config: Config) -> Path:
         """Write the manifest."""
-        run = os.path.relpath(self._found.path.parent.parent, self._out)
+        # Both without links: the system follows those of a path before it goes up from them.
+        run = os.path.relpath(self._found.path.parent.parent.resolve(), self._out.resolve())
         parent = Member("parent", run, self._found.step, self._parent_sha256)
         method = {"name": "mutation"} | asdict(self._wanted.mutation) | {"children": self._wanted.children}
         ensemble = Ensemble(method, config.eval.ensemble, self._members, [parent])

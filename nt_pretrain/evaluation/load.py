@@ -18,9 +18,9 @@ from nt_pretrain.models.multihead import MultiHead
 from nt_pretrain.parallel.batch_norm import statistics_of
 from nt_pretrain.parallel.blocks import publish, topologies
 from nt_pretrain.parallel.mesh import Ranks
-from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, own_ids, sharded_model
+from nt_pretrain.parallel.shard import held_part, like_lines, like_parameter, local, own_ids, sharded_model
 from nt_pretrain.parallel.single import publish_single, single_topologies
-from nt_pretrain.sparsity.topology import SparseLayer, empty_layer
+from nt_pretrain.sparsity.topology import SparseLayer, empty_layer, mask_
 from nt_pretrain.train.resume import refuse_other_model
 from nt_pretrain.train.state import budgets_at, identity
 from nt_pretrain.train.together import on_all
@@ -97,6 +97,10 @@ def load(found: Found, config: Config, ranks: Ranks, *, average: bool = False) -
             f"{found.path} has no moving average of the weights; a run keeps one with train.ema_decay"
         )
     _read(found.path, model, layers, "ema" if average else "model", ranks)
+    with torch.no_grad():
+        # Amid an annealing there are weights outside of the topology; no member will have them. Else all are 0.
+        for layer in layers:
+            mask_(local(parameters[layer.name]), layer.elements(layer.active))
     for block in blocks.values():
         block.refresh()
     publish(model, ranks)

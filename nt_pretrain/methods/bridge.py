@@ -97,6 +97,8 @@ def problems(config: Config) -> list[str]:
             f"method.modes: {len(method.modes)} are given, {mode_count(config)} needed for method.members {members} of "
             f"bridge_type {method.bridge_type}"
         )
+    if len(set(method.modes)) < len(method.modes):
+        found.append(f"method.modes: {', '.join(method.modes)}: each only once; a mode and itself have nothing between")
     if method.bridge_blocks >= blocks:
         found.append(
             f"method.bridge_blocks: {method.bridge_blocks} of {blocks} blocks leave no trunk whose features a bridge "
@@ -104,6 +106,8 @@ def problems(config: Config) -> list[str]:
         )
     if method.mixup and not config.model.classifies:
         found.append("method.mixup: tokens cannot be mixed; leave it out")
+    elif method.mixup and config.train.micro_batch == 1:
+        found.append("method.mixup: with train.micro_batch: 1 a sample has no neighbour to be mixed with; raise it")
     alone = {
         "stripping.every_steps": config.stripping.every_steps, "train.ema_decay": config.train.ema_decay,
         "parallel.tensor": config.parallel.tensor - 1,

@@ -55,9 +55,10 @@ SPARSE = ("neurotrails", "set", "rigl", "static", "dst_ensemble", "edst")
 
 RECIPE = (
     "name", "members", "masks", "sample", "noise", "noise_density", "child_density", "dealing", "residual",
-    "bridge_type", "modes",
+    "bridge_type",
 )  # fmt: skip
-"""Options that all members of a run must share: half of a pair of complements is no use beside another mask."""
+"""Options that all members of a run must share: half of a pair of complements is no use beside another mask. Parents
+and modes are not among them: these may be moved, and are known by their hashes."""
 
 
 def recipe_of(config: Config) -> dict[str, object]:

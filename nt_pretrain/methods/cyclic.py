@@ -23,7 +23,7 @@ def snapshot(config: Config) -> list[Phase]:
 
 
 def fge(config: Config) -> list[Phase]:
-    """A training along the configured schedule to the lowest rate, then M cycles, up and down, in what remains."""
+    """A training along a cosine to the lowest rate, then M cycles, up and down, in what remains."""
     method, model = config.method, single(dense(config))
     first = max(1, round(method.start * config.total_steps))
     lowest = {"min_lr_ratio": method.lowest_lr}

@@ -15,7 +15,7 @@ from typing import Literal
 from nt_pretrain.config.schema import Config
 from nt_pretrain.counter_random import key_of
 from nt_pretrain.methods.annealing import Annealing
-from nt_pretrain.methods.curve import Blend, Curve, Distillation, OnTrunks
+from nt_pretrain.methods.curve import Blend, Curve, Distillation, Mode, OnTrunks
 from nt_pretrain.methods.mutation import Mutation
 from nt_pretrain.models.partition import Order, Residual
 
@@ -134,6 +134,20 @@ class Phase:
     def last(self) -> int:
         """Step of the run that ends it."""
         return self.before + self.steps
+
+    @property
+    def modes(self) -> list[Mode]:
+        """Finished models that it reads as they are: what its start, its curve and its teacher consist of."""
+        found = []
+        if isinstance(self.start, Blend):
+            found += [mode for mode, _ in self.start.parts]
+        if isinstance(self.start, OnTrunks):
+            found += self.start.modes
+        if self.curve is not None:
+            found += [self.curve.first, self.curve.last]
+        if self.distils is not None:
+            found += [mode for mode, _ in self.distils.teacher.parts]
+        return found
 
     def config_at(self, step: int) -> Config:
         """What holds at ``step`` of the phase, counted from 1: in the first one of an escape, its prune rate."""

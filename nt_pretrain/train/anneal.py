@@ -44,7 +44,8 @@ def drawn_masks(state: TrainState, phase: Phase, step: int) -> Iterator[Flags | 
 
 
 def _drawn(annealing: Annealing, layer: SparseLayer, step: int) -> Tensor:
-    drawn = annealing.drawn(layer, step)
+    # Of weights that the parent has, which are the explored ones.
+    drawn = annealing.drawn(layer, step) & layer.explored
     # What was stripped does not come back even for a step.
     return drawn if layer.stripped is None else drawn & ~layer.stripped
 

@@ -24,17 +24,26 @@ def initial_state(phase: Phase, members: Members, ranks: Ranks) -> TrainState:
     Raises:
         CheckpointError: the parent that the phase starts from cannot be used.
     """
-    if isinstance(phase.start, Clone):
-        return cloned_state(phase, members.parent_of(phase.start), members.tokenizer, ranks)
-    if isinstance(phase.start, Part):
-        found = members.parent_of(phase.start) if phase.start.parent else None
-        return part_state(phase, found, members.tokenizer, ranks)
+    if isinstance(phase.start, Clone | Part):
+        return _child(phase, phase.start, members, ranks)
     if isinstance(phase.start, Blend):
         return blended_state(phase, members.parts_of(phase.start), ranks)
     if isinstance(phase.start, OnTrunks):
         return state_on_trunks(phase, [members.mode(mode, phase.config) for mode in phase.start.modes], ranks)
     assert isinstance(phase.start, Fresh), f"{phase.name} has nothing to continue"
     return fresh_state(phase.config, ranks)
+
+
+def _child(phase: Phase, start: Clone | Part, members: Members, ranks: Ranks) -> TrainState:
+    found = members.parent_of(start) if start.parent else None
+    if isinstance(start, Clone):
+        assert found is not None
+        state = cloned_state(phase, found, members.tokenizer, ranks)
+    else:
+        state = part_state(phase, found, members.tokenizer, ranks)
+    if found is not None:
+        members.adopt(start, found)
+    return state
 
 
 def empty_state(phase: Phase, ranks: Ranks) -> TrainState:

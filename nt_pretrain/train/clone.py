@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nt_pretrain.checkpoint.errors import CheckpointError
-from nt_pretrain.checkpoint.folders import step_of
+from nt_pretrain.checkpoint.errors import CheckpointError, on_first
+from nt_pretrain.checkpoint.folders import candidates, step_of
 from nt_pretrain.checkpoint.load import Found, load_tensors, newest_valid, open_checkpoint
 from nt_pretrain.config.schema import ModelSection
 from nt_pretrain.methods.mutation import Child
@@ -30,17 +30,31 @@ from nt_pretrain.train.topology import parts
 
 
 def find_parent(path: Path, ranks: Ranks) -> Found:
-    """The checkpoint of a parent, its files checked: a checkpoint's folder, or the newest of a run. Collective.
+    """The checkpoint of a parent, its files checked: a checkpoint's folder, or the newest of a run that has ended.
+    Collective.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or its run goes on.
     """
     if step_of(path) is not None:
         return open_checkpoint(path, group=ranks.control)
+    on_first(ranks.control, "cannot clone", lambda: _refuse_running(RunDir(path)))
     found = newest_valid(RunDir(path).checkpoints, group=ranks.control)
     if found is None:
         raise CheckpointError(f"{path} is no run with a checkpoint, which children need as their parent")
     return found
+
+
+def _refuse_running(rundir: RunDir) -> bool:
+    """All children need the same checkpoint, which a run that goes on removes (``checkpoint.keep``)."""
+    status, there = rundir.read_status(), candidates(rundir.checkpoints)
+    if status is not None and status.state == "running" and there:
+        raise CheckpointError(
+            f"{rundir.path} is still running, at step {status.step:,} of {status.total_steps:,}, and would remove the "
+            "checkpoint that all children have to start from. Wait for its end. If it was killed, or its "
+            f"checkpoint.keep is large enough, name a checkpoint instead: {there[0]}"
+        )
+    return True
 
 
 def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks) -> TrainState:
@@ -59,6 +73,8 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     wanted = {k: v for k, v in identity(as_parent, tokenizer_sha256).items() if k in ("model", "tokenizer", "weights")}
     refuse_other_model(found, wanted)
     state = fresh_state(phase.config, ranks)
+    if phase.start.keeps is not None:
+        _refuse_uncuttable(found, set(state.budgets), shapes_of(phase.config.model))
     tensors = {f"model.{source}": own[0].detach() for source, own in _by_source(state).items()}
     tensors |= {f"model.{name}": buffer for name, buffer in statistics_of(state.model).items()}
     active: dict[str, int] = found.state["active_units"]
@@ -77,9 +93,15 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
         # Norms and biases stay; all matrices are there whole, and divided among the ranks of one copy.
         Mutable(state.model, {}, phase.start.noise, ranks).become_mean([Child(0, 0)])
     if phase.start.keeps is not None:
+        parents = {layer.name: layer.active.clone() for layer in state.layers}
+        _mask(state)
         _keep(state, active, phase.start, ranks)
         if phase.annealing is None:
             _mask(state)
+        else:
+            # What the annealing draws from: of a sparse parent not all weights.
+            for layer in state.layers:
+                layer.explored.copy_(parents[layer.name])
     else:
         state.budgets = {
             name: replace(each, active=active.get(name, each.units)) for name, each in state.budgets.items()
@@ -98,6 +120,25 @@ def _refuse_sparse(found: Found, shapes: Shapes) -> None:
             raise CheckpointError(
                 f"method.parent: {found.path} is sparse ({name} has {active:,} active units), and method.sample: noise "
                 "moves and tunes all weights; give a dense parent, or choose partition or random"
+            )
+
+
+def _refuse_uncuttable(found: Found, cut: set[str], shapes: Shapes) -> None:
+    """Raises CheckpointError where a parent is sparse in blocks, or in matrices that children have whole, which are not
+    ``cut``: tuning would bring back what it has not.
+    """
+    sparsity = found.identity.get("sparsity", {})
+    unit, backend = sparsity.get("unit", 1), sparsity.get("backend", "masked")
+    if sparsity.get("density", 1.0) < 1.0 and (unit > 1 or backend == "block"):
+        raise CheckpointError(
+            f"method.parent: {found.path} has sparsity.unit {unit} and sparsity.backend {backend}; children are cut of "
+            "dense parents, or of single weights (unit 1, masked)"
+        )
+    for name, active in found.state["active_units"].items():
+        if name not in cut and active < math.prod(shapes[name]):
+            raise CheckpointError(
+                f"method.parent: {found.path} is sparse in {name} ({active:,} active units), which children have "
+                "whole: tuning would fill it. Give a dense parent, or one trained with sparsity.scope: no_vocab"
             )
 
 

@@ -7,7 +7,7 @@ point at r is 2 r (1 - r) times that of the control point, plus what does not ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -93,15 +93,19 @@ class OnCurve:
                     shard.copy_(before[name])
 
 
-def losses_on(curve: OnCurve, validation: Validation) -> dict[str, float]:
+def losses_on(curve: OnCurve, validation: Validation, begins: Callable[[str], None]) -> dict[str, float]:
     """Validation losses at both ends and in the middle of a curve, and of the straight line: where the latter is far
     higher, a barrier lies between the ends that the curve leads around. Collective.
+
+    Args:
+        begins: told what is measured next, in words.
 
     Raises:
         DataError: on all ranks, if validation or training data cannot be read.
     """
     found = {}
-    for name, shares in POINTS.items():
+    for number, (name, shares) in enumerate(POINTS.items(), start=1):
+        begins(f"measuring the curve, point {number} of {len(POINTS)}")
         with curve.point(shares):
             found[f"curve/{name}"] = validation.measure().values["validation/loss_ensemble"]
     return found

@@ -66,20 +66,22 @@ class Members:
         return self.rundir.members / name
 
     def parent_of(self, start: Clone | Part) -> Found:
-        """The parent's checkpoint; every child of a run gets the same one. Collective.
+        """The parent's checkpoint; every child of a run gets the same one once it is adopted. Collective.
 
         Raises:
             CheckpointError: it is not there, damaged, or no longer the one that the first child had.
         """
         path, sha256 = on_first(self.ranks.control, "cannot clone", lambda: self._parent(start))
         if not sha256:
-            found = find_parent(Path(path), self.ranks)
-            on_first(self.ranks.control, "cannot clone", lambda: self._list_parent(start, found))
-            return found
+            return find_parent(Path(path), self.ranks)
         found = open_checkpoint(Path(path), group=self.ranks.control)
         if on_first(self.ranks.control, "cannot clone", lambda: _hash(found.path)) != sha256:
             raise CheckpointError(f"{path} is not the parent that {self.manifest} lists; its children need that one")
         return found
+
+    def adopt(self, start: Clone | Part, found: Found) -> None:
+        """From now on ``found``, which fits, is the parent: one that was refused may be put right. Collective."""
+        on_first(self.ranks.control, "cannot clone", lambda: self._list_parent(start, found))
 
     def refuse_other_parents(self) -> None:
         """Before a run goes on: its children keep the parent that the first one had. Collective.
@@ -87,8 +89,9 @@ class Members:
         Raises:
             CheckpointError: another one is given now.
         """
-        starts = (phase.start for phase in self.calendar)
-        given = [start for start in starts if isinstance(start, Clone | Part) and start.given]
+        starts = [phase.start for phase in self.calendar if isinstance(phase.start, Clone | Part)]
+        given = [start for start in starts if start.given]
+        given += [_finished(mode) for phase in self.calendar for mode in phase.modes if mode.path]
         on_first(self.ranks.control, "cannot go on", lambda: [self._parent(start) for start in given])
 
     def mode(self, mode: Mode, config: Config) -> Found:
@@ -101,10 +104,10 @@ class Members:
         Raises:
             CheckpointError: as :meth:`parent_of`; or it is of another model or tokenizer.
         """
-        start = Clone(mode.path or mode.name, given=bool(mode.path), listed=mode.name, speaks=mode.speaks)
-        found = self.parent_of(start)
+        found = self.parent_of(_finished(mode))
         own = identity(single(dense(config)), self.tokenizer)
         refuse_other_model(found, {key: own[key] for key in ("model", "tokenizer", "weights")})
+        self.adopt(_finished(mode), found)
         return found
 
     def parts_of(self, blend: Blend) -> list[tuple[Found, float]]:
@@ -146,11 +149,14 @@ class Members:
         """Phases whose members are listed and gone, and lines on those that cannot be made again. Collective."""
 
         def look() -> tuple[set[str], set[str]]:
-            listed = {each.name: self.rundir.path / each.path / "checkpoints" for each in self._all()}
-            return {name for name, path in listed.items() if not path.is_dir()}, set(read_ends(self.ends))
+            return {each.name for each in self._all() if self._is_gone(each)}, set(read_ends(self.ends))
 
         gone, ends = on_first(self.ranks.control, f"cannot read {self.manifest}", look)
         return to_make_again(self.calendar, gone, ends)
+
+    def beside(self, name: str) -> RunDir:
+        """Where a member is made again."""
+        return RunDir(self.rundir.members / f".{name}")
 
     def forget(self) -> None:
         """Before more is trained: a manifest of the run's own checkpoint would soon name one that is gone."""
@@ -190,6 +196,13 @@ class Members:
 
         return on_first(self.ranks.control, f"cannot read {self.manifest}", look)
 
+    def _is_gone(self, member: Member) -> bool:
+        checkpoint = RunDir(self.rundir.path / member.path).checkpoints / folder_name(member.step)
+        if not (checkpoint / MANIFEST).is_file():
+            return True
+        # Made again, and killed before that was listed.
+        return self.beside(member.name).path.is_dir() and _hash(checkpoint) != member.sha256
+
     def _checkpoint(self, phase: Phase, step: int) -> Path:
         return (RunDir(self.folder(phase.emits)) if phase.emits else self.rundir).checkpoints / folder_name(step)
 
@@ -203,9 +216,10 @@ class Members:
             return ""
         weights = weights_hash(self._checkpoint(phase, state.step)) if phase.emits else ""
         before = read_ends(self.ends).get(phase.name)
-        add_end(self.ends, phase.name, End(state.step, state.targets, self._position(state.step), weights))
         if self.trained_in.path == self.rundir.path or before is None:
+            add_end(self.ends, phase.name, End(state.step, state.targets, self._position(state.step), weights))
             return ""
+        # What was trained first stays what the next attempt is held against.
         if before.weights == weights:
             return "the same to the bit"
         return "not the same to the bit: ranks, options or versions differ"
@@ -224,6 +238,9 @@ class Members:
             sha256=_hash(self._checkpoint(phase, step)),
             made=self._made(phase) | (self._again(phase, again) if again else {}),
         )
+        # One that was not written anew is what it was, whatever its parent may be since.
+        known = next((each for each in self._all() if each.name == member.name), member)
+        member = known if known.sha256 == member.sha256 else member
         lists = {
             kind: _with(getattr(before, kind), member) if mine else _without(getattr(before, kind), member)
             for kind, mine in (("members", phase.speaks), ("others", not phase.speaks))
@@ -268,8 +285,9 @@ class Members:
         return found
 
     def _again(self, phase: Phase, words: str) -> dict[str, Any]:
-        """Of a member that was there before: others may name it by the hash it had."""
-        return {"again": words, "sha256_before": {each.name: each.sha256 for each in self._all()}[phase.emits]}
+        """Of a member that was there before: others may name it by a hash it had."""
+        before = next(each for each in self._all() if each.name == phase.emits)
+        return {"again": words, "sha256_before": [*before.made.get("sha256_before", []), before.sha256]}
 
     def _listed(self) -> Ensemble:
         if not self.manifest.is_file():
@@ -298,6 +316,8 @@ class Members:
         return str(RunDir(self.rundir.path / listed.path).checkpoints / folder_name(listed.step)), listed.sha256
 
     def _list_parent(self, start: Clone | Part, found: Found) -> bool:
+        if not start.given or any(each.name == _listed_as(start) for each in self._all()):
+            return True
         # Both without links: the system follows those of a path before it goes up from them.
         run = os.path.relpath(found.path.parent.parent.resolve(), self.rundir.path.resolve())
         parent = Member(_listed_as(start), run, found.step, _hash(found.path), made={"from": start.parent})
@@ -321,6 +341,11 @@ def _with(members: list[Member], member: Member) -> list[Member]:
 
 def _without(members: list[Member], member: Member) -> list[Member]:
     return [each for each in members if each.name != member.name]
+
+
+def _finished(mode: Mode) -> Clone:
+    """A mode as a parent: found, listed and told from others in the same way."""
+    return Clone(mode.path or mode.name, given=bool(mode.path), listed=mode.name, speaks=mode.speaks)
 
 
 def _listed_as(start: Clone | Part) -> str:

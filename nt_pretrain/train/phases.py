@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from nt_pretrain.methods.phase import Calendar, Continue
 from nt_pretrain.observe.exitcodes import ExitCode
@@ -11,10 +12,11 @@ from nt_pretrain.train import readings
 from nt_pretrain.train.begin import go_over
 from nt_pretrain.train.beside import weights_beside
 from nt_pretrain.train.costs import executed_per_sample
-from nt_pretrain.train.curve import losses_on
+from nt_pretrain.train.curve import OnCurve, losses_on
 from nt_pretrain.train.loop import Parts, train
 from nt_pretrain.train.members import Members
 from nt_pretrain.train.phase_plan import in_words
+from nt_pretrain.train.recorded import is_recorded
 from nt_pretrain.train.state import identity
 
 
@@ -37,9 +39,7 @@ def train_phases(parts: Parts, calendar: Calendar, members: Members, *, missed: 
         if code is not ExitCode.FINISHED:
             return code
         if beside.curve is not None:
-            parts.watchdog.at(parts.state.step, "measuring the curve")
-            with parts.meter.paused():
-                parts.observer.curve_measured(parts.state.step, losses_on(beside.curve, parts.validation))
+            _measure(beside.curve, parts, members, trained=parts.state.step > before)
         del beside
         parts.watchdog.at(parts.state.step, "writing a member")
         with parts.meter.paused():
@@ -49,6 +49,16 @@ def train_phases(parts: Parts, calendar: Calendar, members: Members, *, missed: 
         if parts.phase.last == calendar.total_steps:
             return code
         parts = _next(parts, calendar, members)
+
+
+def _measure(curve: OnCurve, parts: Parts, members: Members, *, trained: bool) -> None:
+    """The losses on a curve that is done, unless that was done before a kill: then no step was ``trained`` since."""
+    step = parts.state.step
+    if not trained and is_recorded(members.trained_in, "curve/loss_line", step, parts.ranks):
+        return
+    with parts.meter.paused():
+        losses = losses_on(curve, parts.validation, partial(parts.watchdog.at, step))
+    parts.observer.curve_measured(step, losses)
 
 
 def _next(parts: Parts, calendar: Calendar, members: Members) -> Parts:

@@ -6,25 +6,14 @@ data that follows the end of the phase before it. So its member need not be stor
 
 from __future__ import annotations
 
-from nt_pretrain.methods.curve import Blend, OnTrunks
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase
 
 
 def sources_of(phase: Phase) -> set[str]:
     """Members made earlier in the same run that ``phase`` reads."""
-    match phase.start:
-        case Clone(parent=parent, given=given) | Part(parent=parent, given=given):
-            found = set() if given or not parent else {parent}
-        case Blend(parts):
-            found = {mode.name for mode, _ in parts if not mode.path}
-        case OnTrunks(modes):
-            found = {mode.name for mode in modes if not mode.path}
-        case _:
-            found = set()
-    if phase.curve is not None:
-        found |= {mode.name for mode in (phase.curve.first, phase.curve.last) if not mode.path}
-    if phase.distils is not None:
-        found |= {mode.name for mode, _ in phase.distils.teacher.parts if not mode.path}
+    found = {mode.name for mode in phase.modes if not mode.path}
+    if isinstance(phase.start, Clone | Part) and phase.start.parent and not phase.start.given:
+        found.add(phase.start.parent)
     return found
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 import torch.distributed as dist
 
 from nt_pretrain.checkpoint.errors import on_first
@@ -30,7 +29,6 @@ from nt_pretrain.methods.phase import Calendar, Clone, Phase
 from nt_pretrain.observe.claim import claim
 from nt_pretrain.observe.environment import collect
 from nt_pretrain.observe.exitcodes import ExitCode, report_failure
-from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.log import Console, open_rank_log
 from nt_pretrain.observe.meters import Meter, memory_total_bytes
 from nt_pretrain.observe.record import Recorder
@@ -49,6 +47,7 @@ from nt_pretrain.train.observer import Observer
 from nt_pretrain.train.phase_plan import render_run
 from nt_pretrain.train.phases import train_phases
 from nt_pretrain.train.quarantine import Quarantine
+from nt_pretrain.train.recorded import is_recorded
 from nt_pretrain.train.requests import Requests
 from nt_pretrain.train.resume import first_line, how_to_go_on, resume
 from nt_pretrain.train.state import TrainState, identity
@@ -89,9 +88,13 @@ def _make_again(config: Config, members: Members, command: str, console: Console
     again, lines = members.to_make_again()
     for line in lines:
         console.plain(line)
+    # Of members that are listed: killed before this was gone.
+    done = {each.emits for each in members.calendar if each.emits} - {each.emits for each in again}
+    left = [members.beside(name).path for name in sorted(done)]
+    on_first(ranks.control, "cannot remove what is left", lambda: all(_removed(path) for path in left))
     for phase in again:
         console.plain(f"member {phase.emits} is gone and is made again: {phase.steps:,} steps")
-        folder = RunDir(members.rundir.members / f".{phase.emits}")
+        folder = members.beside(phase.emits)
         folder.create()
         alone = replace(members, calendar=Calendar((phase,)), trained_in=folder)
         code = _run(config, alone, command, console)
@@ -102,7 +105,8 @@ def _make_again(config: Config, members: Members, command: str, console: Console
 
 
 def _removed(path: Path) -> bool:
-    shutil.rmtree(path)
+    if path.is_dir():
+        shutil.rmtree(path)
     return True
 
 
@@ -134,7 +138,8 @@ def _run(config: Config, members: Members, command: str, console: Console) -> Ex
         observer.warned(state.step, notice)
     opening = first_line(rundir, state, found, config)
     console.event(opening)
-    missed = found is not None and _misses_validation(rundir, state.step, phase, ranks)
+    due = found is not None and validation_is_due(phase, state.step)
+    missed = due and not is_recorded(rundir, "validation/loss_ensemble", state.step, ranks)
     if state.step >= calendar.total_steps and not missed:
         with _failure_in_status(calendar.total_steps, config, ranks, rundir):
             members.emit(phase, state)
@@ -226,16 +231,6 @@ def _claim(rundir: RunDir, console: Console, ranks: Ranks) -> IO[str] | None:
         words = f"{rundir.path} is in use by {holder[0]}; stop that run (touch {rundir.stop}), or give another run.name"
         raise ConfigErrors([f"run.name: {words}"])
     return None if isinstance(taken, str) else taken
-
-
-def _misses_validation(rundir: RunDir, step: int, phase: Phase, ranks: Ranks) -> bool:
-    """Whether the run ended between the checkpoint of ``step`` and the validation that is due after it."""
-    misses = torch.zeros((), dtype=torch.int64)
-    if ranks.rank == 0 and step > 0 and validation_is_due(phase, step):
-        done = any("validation/loss_ensemble" in line for line in read_lines(rundir.metrics) if line["step"] == step)
-        misses += not done
-    dist.broadcast(misses, src=0, group=ranks.control)
-    return bool(misses)
 
 
 def _say_failed(error: Exception, observer: Observer, step: int, config: Config, ranks: Ranks) -> None:

@@ -194,6 +194,8 @@ def apply_gradients(
     """
     gradients = optimizer.gradients()
     warm = config.sparsity.grown_moments == "warm"
+    # Warm zeroes weights that are not active; those not drawn only rest for a step.
+    assert drawn is None or not warm, "the phases of annealed children have no grown weights to warm"
     active = drawn
     if active is None:
         sparse = [layer for layer in layers if layer.budget.active < layer.budget.units]

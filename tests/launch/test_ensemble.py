@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from nt_pretrain.evaluation.chosen import chosen_of
+from nt_pretrain.config.errors import ConfigErrors
+from nt_pretrain.evaluation.chosen import chosen_of, one_of
 from nt_pretrain.methods.manifest import NAME, read_ensemble
 from tests.conftest import Corpus
 from tests.evaluation.members import CHECKPOINT, ensemble_of, write_members
@@ -81,6 +83,45 @@ def test_runs_checkpoints_and_ensembles_are_listed_relative_to_it(
         shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
     chosen = chosen_of(str(tmp_path / "elsewhere" / "out"), [], data=None, samples=0)
     assert chosen.voices == ["a", "b.head_0", "b.head_1", "ticket"]
+
+
+def test_an_ensemble_in_an_ensemble_is_its_members(runs: Path, tmp_path: Path, together: Callable[..., Done]) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    runs = tmp_path / "runs"
+    ensemble_of(runs, {"half": "b", "other": "c"}, half={"heads": [1]})
+    inner, outer = tmp_path / "deep" / "inner", tmp_path / "outer"
+    assert together(str(inner), str(runs / NAME), "--combiner", "logit").returncode == 0
+    done = together(str(outer), str(inner / NAME), str(runs / "a"))
+    assert done.returncode == 0, done.stderr
+    assert f"{inner / NAME}: all 2 members of this ensemble (combined by logit there)" in done.stdout
+    found = read_ensemble(outer / NAME)
+    assert [(each.name, each.path, each.heads) for each in found.members] == [
+        ("half", "../runs/b", [1]), ("other", "../runs/c", None), ("a", "../runs/a", None),
+    ]  # fmt: skip
+    assert chosen_of(str(outer), [], data=None, samples=0).voices == ["half.head_1", "other", "a"]
+    again = together(str(tmp_path / "twice"), str(outer / NAME), str(inner / NAME))
+    assert again.returncode == 2 and "name it once" in again.stderr
+
+
+@pytest.mark.parametrize("name", ["evolve", "select_neurons"])
+def test_commands_of_one_network_say_which_members_there_are(
+    name: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    command = importlib.import_module(name)
+    shutil.copytree(runs, tmp_path / "runs")
+    manifest = ensemble_of(tmp_path / "runs", {"one": "a", "other": "b"})
+    for words in (manifest, manifest.parent):
+        assert command.main([str(words)]) == 2
+        told = capsys.readouterr().err
+        assert f"{manifest}: an ensemble of 2 members, and this command takes one network" in told
+        assert f"{tmp_path}/runs/a/{CHECKPOINT}, {tmp_path}/runs/b/{CHECKPOINT}" in told and "Traceback" not in told
+    alone = ensemble_of(tmp_path / "runs", {"one": "a"})
+    found = one_of(str(alone))
+    assert (found.rundir.path, found.checkpoint) == (tmp_path / "runs" / "a", tmp_path / "runs" / "a" / CHECKPOINT)
+    ensemble_of(tmp_path / "runs", {"one": "b"}, one={"heads": [0]})
+    with pytest.raises(ConfigErrors, match="not all heads speak"):
+        one_of(str(alone))
 
 
 def test_members_of_one_name_get_names_of_their_own(runs: Path, tmp_path: Path, together: Callable[..., Done]) -> None:

@@ -147,6 +147,13 @@ def test_a_refinement_keeps_the_density_that_exploration_came_down_to() -> None:
         assert {overall_density(phase.config_at(step), step) for step in range(1, phase.steps + 1)} == {0.5}
 
 
+def test_weights_that_rest_in_an_annealing_are_never_taken_for_warm_inactive_ones() -> None:
+    """Steps with warm moments zero what is not active: between two draws that would be most of the network."""
+    warm = ["sparsity.grown_moments=warm", "method.annealing=random", "method.name=prune_and_tune"]
+    annealed = [phase for phase in calendar_of(config(*warm)) if phase.annealing is not None]
+    assert annealed and all(phase.config.sparsity.grown_moments != "warm" for phase in annealed)
+
+
 def test_a_parent_and_modes_that_are_not_there_are_told_before_anything_starts() -> None:
     found = load_config("configs/demo.yaml", ["method.name=prune_and_tune", "method.parent=runs/nowhere"])
     assert "method.parent: there is no run or checkpoint runs/nowhere" in missing_files(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from nt_pretrain.parallel.forward import Inputs, Start
 from nt_pretrain.parallel.mesh import connect
 from nt_pretrain.train.blend import summed
 from nt_pretrain.train.costs import costs_of
-from nt_pretrain.train.curve import OnCurve
+from nt_pretrain.train.curve import OnCurve, losses_on
 from nt_pretrain.train.state import fresh_state
 from nt_pretrain.train.step import accumulate_gradients
 from nt_pretrain.train.teacher import beta, divergence, mixed
+from nt_pretrain.train.validation import Validation
 from tests.conftest import Corpus, command
 from tests.data.rowsets import prepared
-from tests.gloo import run_ranks
+from tests.gloo import RanksFailed, run_ranks
 from tests.train.method_runs import assert_same_ensembles, manifest, member, train, train_with_kills
 
 pytestmark = pytest.mark.timeout(400)
@@ -72,6 +74,46 @@ def test_ends_of_the_curve_are_the_modes_and_its_middle_lies_below_the_straight_
     assert curve["curve/loss_middle"] < 0.7 * curve["curve/loss_line"]
 
 
+def test_a_curve_that_was_measured_before_a_kill_is_not_measured_again(rows: tuple[Path, Path], tmp_path: Path) -> None:
+    """Killed between the line of its losses and the next checkpoint."""
+    options = ["method.name=bridge", "method.members=2", "train.steps=4", "train.global_batch=16", "checkpoint.keep=99"]
+    train(tmp_path / "run", options, ranks=1, config=str(rows[0]))
+    rundir = RunDir(tmp_path / "run")
+    for path in rundir.checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 12:
+            shutil.rmtree(path)
+    train(tmp_path / "run", options, ranks=1, config=str(rows[0]))
+    for key in ("curve/loss_line", "validation/loss_ensemble"):
+        assert [line["step"] for line in read_lines(rundir.metrics) if key in line].count(12) == 1, key
+    # Killed before that line was written.
+    lines = [line for line in rundir.metrics.read_text().splitlines() if '"curve/loss_line"' not in line]
+    rundir.metrics.write_text("".join(f"{line}\n" for line in lines))
+    for path in rundir.checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 12:
+            shutil.rmtree(path)
+    train(tmp_path / "run", options, ranks=1, config=str(rows[0]))
+    assert [line["step"] for line in read_lines(rundir.metrics) if "curve/loss_line" in line] == [12]
+
+
+def test_each_point_of_a_curve_is_a_place_of_its_own(tmp_path: Path) -> None:
+    """A watchdog that is told of all four as one would find that nothing moves."""
+    (told,) = run_ranks(_places, 1, str(write_config(tmp_path)), str(tmp_path / "run"), timeout=100)
+    assert told == [f"measuring the curve, point {number} of 4" for number in (1, 2, 3, 4)]
+
+
+def _places(rank: int, world: int, path: str, folder: str) -> list[str]:
+    config = load_config(path, ["method.name=bridge", "method.members=2", "eval.sequences=20"])
+    ranks = connect(config)
+    phase = calendar_of(config).phases[2]
+    assert phase.curve is not None
+    state = fresh_state(phase.config, ranks)
+    end = {name: shard.detach().clone() for name, shard in state.optimizer.shards.items()}
+    validation = Validation(phase.config, state, ranks, RunDir(folder), print)
+    told: list[str] = []
+    losses_on(OnCurve(phase.curve, state, (end, end), phase.config, ranks), validation, told.append)
+    return told
+
+
 def test_a_bridge_learns_from_a_frozen_trunk_and_its_divergence_falls(rows: tuple[Path, Path]) -> None:
     _, run = rows
     listed = manifest(run)
@@ -103,6 +145,26 @@ def test_an_ensemble_with_a_bridge_is_evaluated_and_other_runs_lend_their_modes(
     assert [each.name for each in listed.members] == ["mode_0", "bridge_1"]
     assert listed.members[0].sha256 == manifest(run).members[0].sha256
     assert [each.name for each in listed.others] == ["mode_1", "curve_1"]
+
+
+def test_modes_may_be_moved_and_not_be_others(rows: tuple[Path, Path], tmp_path: Path) -> None:
+    config, run = rows
+    for name in ("mode_0", "mode_1", "curve_1"):
+        shutil.copytree(run / "members" / name, tmp_path / "here" / name)
+    options = ["method.name=bridge", "method.members=2", "train.steps=4", "train.global_batch=16", "checkpoint.keep=99"]
+
+    def given(folder: str, *names: str) -> list[str]:
+        return [*options, "method.modes=[" + ",".join(f"{tmp_path}/{folder}/{name}" for name in names) + "]"]
+
+    train(tmp_path / "run", given("here", "mode_0", "mode_1"), ranks=1, config=str(config))
+    for path in RunDir(tmp_path / "run").checkpoints.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > 6:
+            shutil.rmtree(path)  # as killed amid the bridge
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(RanksFailed, match=r"curve_1 is not .*mode_1, which .*ensemble.json lists as mode_1"):
+        train(tmp_path / "run", given("there", "mode_0", "curve_1"), ranks=1, config=str(config))
+    train(tmp_path / "run", given("there", "mode_0", "mode_1"), ranks=1, config=str(config))
+    assert manifest(tmp_path / "run").members[1].name == "bridge_1"
 
 
 def test_killed_amid_a_curve_and_amid_a_bridge_of_both_trunks(corpus: Corpus, tmp_path: Path) -> None:
@@ -251,8 +313,17 @@ def test_mixing_shares_follow_their_distribution_and_mix_neighbours() -> None:
         (["method.mixup=0.4"], "tokens cannot be mixed"),
         (["train.ema_decay=0.9"], "train.ema_decay: does not go"),
         (["method.modes=[a]"], "1 are given, 2 needed"),
+        (["method.modes=[a,a]"], "a, a: each only once"),
     ],
 )
 def test_what_does_not_fit_is_told(options: list[str], said: str) -> None:
     config = load_config("configs/tiny.yaml", ["method.name=bridge", "method.members=2", *options])
     assert any(said in line for line in method_problems(config)), method_problems(config)
+
+
+def test_a_sample_alone_has_nobody_to_be_mixed_with() -> None:
+    options = ["method.name=bridge", "method.members=2", "method.mixup=0.4", "method.bridge_blocks=1"]
+    for size, wrong in ((1, True), (2, False)):
+        config = load_config("configs/synth_mlp.yaml", [*options, f"train.micro_batch={size}"])
+        told = [line for line in method_problems(config) if "no neighbour" in line]
+        assert bool(told) == wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 
 from nt_pretrain.checkpoint.folders import folder_name
 from nt_pretrain.checkpoint.manifest import STATE
+from nt_pretrain.evaluation.chosen import checkpoint_hash
 from nt_pretrain.observe.history import read_lines
 from nt_pretrain.observe.rundir import RunDir
-from tests.conftest import Corpus
+from tests.conftest import Corpus, command
 from tests.gloo import RanksFailed
 from tests.train.method_runs import (
     assert_same_ensembles,
@@ -133,15 +135,46 @@ def test_annealed_masks_reach_the_target_exactly(corpus: Corpus, tmp_path: Path,
     assert _outside(member(run, "child_0")) == _outside(member(run, "child_1")) == 0
 
 
+def test_annealed_children_of_a_sparse_parent_stay_inside_of_it(corpus: Corpus, tmp_path: Path) -> None:
+    """Weights that the parent does not have take no part in an annealing either, killed amid it or not."""
+    train(tmp_path / "sparse", [*corpus.overrides, "method.name=static", "train.steps=4", "sparsity.scope=no_vocab"])
+    parent = topology(tmp_path / "sparse", "static")
+    options = ["method.name=subnetworks", "method.members=2", "method.tune_share=0.5"]
+    options += [f"method.parent={tmp_path}/sparse", "method.annealing=temperature", "method.annealing_share=0.75"]
+    options += ["checkpoint.keep=99"]
+    run = both(corpus, tmp_path, options, kill_after=5)
+    # Of 12 steps of child_0 the first 9 are annealed.
+    amid = tensors(RunDir(run).checkpoints, 6)
+    beyond = {name: amid[f"model.{name}"][~active] for name, active in parent.items()}
+    assert sum(int(each.count_nonzero()) for each in beyond.values()) == 0
+    children = [topology(run, name) for name in names(run)]
+    for name, active in parent.items():
+        assert torch.equal(children[0][name] | children[1][name], active), "they partition the parent"
+        counts = [int(child[name].sum()) for child in children]
+        assert sum(counts) == int(active.sum()) and abs(counts[0] - counts[1]) <= 1
+
+
 def test_while_masks_are_drawn_averages_are_measured_in_the_target_too(corpus: Corpus, tmp_path: Path) -> None:
     options = ["method.name=subnetworks", "method.members=2", "method.parent_share=0.2", "method.tune_share=0.5"]
-    options += ["method.annealing=temperature", "method.annealing_share=1.0", "eval.every_steps=4"]
+    options += [
+        "method.annealing=temperature",
+        "method.annealing_share=1.0",
+        "eval.every_steps=4",
+        "checkpoint.keep=99",
+    ]
     # So short an average is the weights themselves.
     train(tmp_path / "run", [*corpus.overrides, *options, "train.ema_decay=1e-9"])
     lines = [line for line in read_lines(RunDir(tmp_path / "run").metrics) if "validation/loss_ensemble" in line]
     assert [line["step"] for line in lines] == [4, 5, 8, 12, 16, 17, 20, 24, 28, 29]
     for line in lines:
         assert line["validation_ema/loss_ensemble"] == pytest.approx(line["validation/loss_ensemble"], rel=1e-5)
+    # So does the command that measures a checkpoint from amid them, saved at step 12 as all are trained.
+    checkpoint, validated = RunDir(tmp_path / "run").checkpoints / folder_name(12), lines[3]["validation/loss_ensemble"]
+    for more in ([], ["--average"]):
+        out = tmp_path / f"found{len(more)}"
+        command("launch/evaluate.py", str(checkpoint), "--samples", "4", "--calibrate", "0", "--out", str(out), *more)
+        found = json.loads((out / "evaluation.json").read_text())
+        assert found["members"]["ensemble"]["nll"] == pytest.approx(validated, rel=1e-5), more
 
 
 def test_an_annealing_that_ends_by_a_changed_option_leaves_nothing_outside(corpus: Corpus, tmp_path: Path) -> None:
@@ -169,6 +202,13 @@ def test_a_child_goes_on_with_the_parent_it_began_with(corpus: Corpus, tmp_path:
     run = tmp_path / "runs" / "run"
     options = [*corpus.overrides, "method.name=prune_and_tune", "method.members=2", "method.tune_share=0.25"]
     options.append("checkpoint.keep=99")
+    rundir = RunDir(parents[0])
+    ended = rundir.read_status()
+    assert ended is not None
+    rundir.write_status(replace(ended, state="running"))
+    with pytest.raises(RanksFailed, match=r"one is still running, at step 4 of 4, .* name a checkpoint instead: .*04"):
+        train(run, [*options, f"method.parent={parents[0]}"], ranks=1)
+    rundir.write_status(ended)
     train(run, [*options, f"method.parent={parents[0]}"], ranks=1)
     assert {each.made["parent_sha256"] for each in manifest(run).members} == {manifest(run).others[0].sha256}
 
@@ -251,13 +291,28 @@ def test_members_that_are_gone_are_made_again_to_the_bit(corpus: Corpus, tmp_pat
     # A child alone, amid the making of which all ranks are killed; then both, with the parent they need.
     shutil.rmtree(run / "members" / "child_0")
     die_amid(run, options, RunDir(run / "members" / ".child_0").metrics, 8)
+    amid = run / "members" / ".child_0"
+    shutil.copytree(amid, tmp_path / "amid")
+    listed = (run / "ensemble.json").read_text()
     train(run, options)
     assert manifest(run).members[0].made["again"] == "the same to the bit"
-    assert not (run / "members" / ".child_0").exists()
-    shutil.rmtree(run / "members" / "child_0")
+    assert not amid.exists()
+    # As killed between the writing of the member and of the manifest, which knows another; and just after both.
+    (run / "ensemble.json").write_text(listed)
+    shutil.copytree(tmp_path / "amid", amid)
+    train(run, options)
+    (child, *_) = manifest(run).members
+    assert child.sha256 == checkpoint_hash(RunDir(run / child.path).checkpoints / folder_name(child.step))
+    shutil.copytree(tmp_path / "amid", amid)
+    train(run, options)
+    assert manifest(run).members[0] == child and not amid.exists(), "nothing is made, nothing is left"
+    # Only the checkpoint this time.
+    shutil.rmtree(RunDir(run / child.path).checkpoints / folder_name(child.step))
     shutil.rmtree(run / "members" / "parent")
     train(run, options)
     assert [each.name for each in manifest(run).members] == children, "in the order they had"
+    made = manifest(run).members[0].made
+    assert (made["again"], made["sha256_before"][1:]) == ("the same to the bit", [child.sha256])
     for name, tensors_before in before.items():
         after = member(run, name)
         assert after.keys() == tensors_before.keys()
@@ -265,11 +320,21 @@ def test_members_that_are_gone_are_made_again_to_the_bit(corpus: Corpus, tmp_pat
     assert RunDir(run).metrics.read_bytes() == metrics, "what the run itself has written stays"
 
 
-def test_noise_on_a_sparse_parent_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+def test_sparse_parents_that_would_be_filled_are_refused(corpus: Corpus, tmp_path: Path) -> None:
     train(tmp_path / "sparse", [*corpus.overrides, "method.name=static", "train.steps=4"], ranks=1)
     options = ["method.name=subnetworks", "method.sample=noise", f"method.parent={tmp_path}/sparse"]
     with pytest.raises(RanksFailed, match=r"is sparse \(.* active units\), and method.sample: noise moves"):
         train(tmp_path / "run", [*corpus.overrides, *options], ranks=1)
+    # Nor may matrices that children have whole be filled again.
+    options = ["method.name=prune_and_tune", f"method.parent={tmp_path}/sparse"]
+    with pytest.raises(RanksFailed, match=r"is sparse in \S+ \(.* active units\), which children have whole"):
+        train(tmp_path / "other", [*corpus.overrides, *options], ranks=1)
+    blocks = ["method.name=static", "train.steps=4", "sparsity.unit=16", "sparsity.scope=no_vocab"]
+    train(tmp_path / "blocks", [*corpus.overrides, *blocks], ranks=1)
+    # One that was refused does not stand in the way of another.
+    options = ["method.name=prune_and_tune", f"method.parent={tmp_path}/blocks"]
+    with pytest.raises(RanksFailed, match=r"has sparsity\.unit 16 and sparsity\.backend masked; children are cut of"):
+        train(tmp_path / "other", [*corpus.overrides, *options], ranks=1)
 
 
 @pytest.mark.parametrize(("name", "members"), [("snapshot", ["snapshot_0", "snapshot_1"]), ("fge", ["fge_0", "fge_1"])])
