@@ -102,7 +102,7 @@ def steps_of(chosen: Chosen) -> list[int]:
 def _notes(speaker: Speaker, trained: Trained | None, alone: bool) -> list[str]:
     voices = speaker.config.model.voices
     found = ["its head alone; the features come from another member's forward pass"] if alone else []
-    found += ["how it was trained is not known"] if trained is None else []
+    found += ["its training is not known here"] if trained is None else []
     found += [trained.why] if trained is not None and trained.why else []
     return found + (
         [f"of all its {voices} heads, of which {len(speaker.heads)} speak"] if len(speaker.heads) < voices else []

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from nt_pretrain.checkpoint.errors import on_first
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.features import trunk_depth
@@ -56,7 +57,8 @@ def on_shared_trunks(voices: Voices, chosen: Chosen, ranks: Ranks) -> Voices:
         voices: one part for each speaker.
     """
     parts = list(voices.parts)
-    for number, modes in trunks_read(chosen).items():
+    found = on_first(ranks.control, "cannot read the ensemble", lambda: trunks_read(chosen))
+    for number, modes in found.items():
         read = [parts[mode] for mode in modes]
         differ = 0 if _are_alike(parts[number], read) else 1
         if int(summed_over_ranks(torch.tensor([differ]), ranks)) == 0:

@@ -93,12 +93,12 @@ def test_what_was_not_trained_here_has_no_figure(folder: Path) -> None:
     assert rows["given"]["training"] is None and costs["ensemble"]["training"] is None
     assert rows["child"]["training"]["executed"] == 1860 * ALL, "its own phase"
     assert costs["notes"] == [
-        "given: how it was trained is not known",
+        "given: its training is not known here",
         "child: began from finished models, whose training is not counted",
     ]
     assert "–: not known" in lines(costs)[0]
     page = section(str(folder / "parts" / NAME), [])
-    assert "given: how it was trained" in page and page.count("<tr>") == 1 + 3 + 1
+    assert "given: its training" in page and page.count("<tr>") == 1 + 3 + 1
     assert f"{DENSE:.3e}".replace("e+0", "e") in page
 
 

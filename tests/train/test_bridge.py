@@ -115,9 +115,7 @@ def test_an_ensemble_with_a_bridge_is_evaluated_and_other_runs_lend_their_modes(
     assert [each.name for each in listed.others] == ["mode_1", "curve_1"]
     chosen = chosen_of(str(tmp_path / "lent"), [], data=None, samples=0)
     costs = costs_of_chosen(chosen, steps_of(chosen), shared=read_alone(chosen))
-    assert (
-        costs["members"]["mode_0"]["training"] is None and "mode_0: how it was trained is not known" in costs["notes"]
-    )
+    assert costs["members"]["mode_0"]["training"] is None and "mode_0: its training is not known here" in costs["notes"]
     head = 2 * (16 * 16 + 16 * 3)
     assert costs["members"]["bridge_1"]["inference"] == {"counted": head, "executed": head}
     assert f"the training of {run}/members/mode_1, which the run was given, is not counted" in costs["notes"]
