@@ -112,6 +112,10 @@ def _assumptions(options: argparse.Namespace, machine: Machine, config: Config) 
         "less: the step is a lower bound; give a lower --efficiency, or time them on such a device (--here).\n"
     )
     phase = f"rehearsed: the phase of method {config.method.name} that takes the most memory.\n"
+    if config.method.name == "bridge":
+        phase += (
+            "left out: the ends of a curve and a teacher, beside the state; --dry-run of launch/pretrain.py has them.\n"
+        )
     return (
         (phase if config.method.name != "none" else "")
         + (blocks if config.sparsity.backend == "block" else "")

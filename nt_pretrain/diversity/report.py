@@ -8,7 +8,14 @@ from pathlib import Path
 
 from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.data.tokenizer import load_tokenizer
-from nt_pretrain.diversity import section_features, section_maps, section_numbers, section_run, section_text
+from nt_pretrain.diversity import (
+    section_costs,
+    section_features,
+    section_maps,
+    section_numbers,
+    section_run,
+    section_text,
+)
 from nt_pretrain.diversity.inside import Inside, Progress, compare
 from nt_pretrain.diversity.markup import element, text
 from nt_pretrain.diversity.members import Opened, open_voices, parts_of
@@ -62,6 +69,7 @@ def write_report(wanted: Wanted, curves: Path | None, progress: Progress, tell: 
         ("numbers", "validation", section_run.numbers(rundir, ensemble)),
         ("curves", "curves", section_run.curves(curves)),
         ("evaluation", "evaluation", section_run.evaluation(rundir, ensemble)),
+        ("costs", "costs", section_costs.costs(str(wanted.path), list(wanted.overrides))),
     ]
     heading = title(rundir)
     rundir.report.mkdir(parents=True, exist_ok=True)

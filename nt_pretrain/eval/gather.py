@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from nt_pretrain.eval.features import Features, kept_features
 from nt_pretrain.eval.measure import Measures
 from nt_pretrain.eval.voices import Part, Voices
 from nt_pretrain.models.loss import IGNORED
+from nt_pretrain.models.network import context_of
 from nt_pretrain.parallel.exchange import gathered
 from nt_pretrain.parallel.forward import Inputs, computing, run_trunk
 from nt_pretrain.parallel.mesh import Ranks
@@ -92,7 +95,8 @@ def said(voices: Voices, batches: Iterable[Inputs], ranks: Ranks) -> Iterator[Sa
     try:
         for number, batch in enumerate(batches):
             filled = _filled(batch.to(ranks.device))
-            of_parts, targets = [_forward(part, filled, ranks) for part in voices.parts], filled.targets
+            with kept_features(voices) as features:
+                of_parts, targets = [_forward(part, filled, features, ranks) for part in voices.parts], filled.targets
             logits = of_parts[0] if len(of_parts) == 1 else torch.cat(of_parts)
             del of_parts
             first = (number * ranks.sizes.data + ranks.data_rank) * batch.samples
@@ -113,7 +117,7 @@ def said(voices: Voices, batches: Iterable[Inputs], ranks: Ranks) -> Iterator[Sa
 
 
 @torch.no_grad()
-def _forward(part: Part, batch: Inputs, ranks: Ranks) -> Tensor:
+def _forward(part: Part, batch: Inputs, features: Features, ranks: Ranks) -> Tensor:
     """Logits [M, S, ..., C] of the heads of a part that speak, for this rank's batch."""
     if ranks.sizes.head > 1 and len(part.heads) < part.config.model.heads:
         raise ValueError(f"heads {list(part.heads)} alone: ranks that share out the heads run all of them")
@@ -122,7 +126,7 @@ def _forward(part: Part, batch: Inputs, ranks: Ranks) -> Tensor:
     # samples come together.
     logits = []
     with part.around(), computing(part.config, ranks.device):
-        _, start, context, _ = run_trunk(part.model, part.config, batch, group)
+        start, context = _start(part, batch, features, group)
         for number, head in own_heads(part.model).items():
             if part.config.model.sharing != "none":
                 return torch.stack([each for at, each in enumerate(head(start, context)) if at in part.heads])
@@ -134,6 +138,16 @@ def _forward(part: Part, batch: Inputs, ranks: Ranks) -> Tensor:
         return torch.stack(logits)
     # [heads of a rank][ranks of the group, S, ...]: the first rank's heads come first.
     return torch.stack(logits, dim=1).flatten(0, 1)
+
+
+def _start(part: Part, batch: Inputs, features: Features, group: dist.ProcessGroup | None) -> tuple[Tensor, Any]:
+    """What the heads of a part start from: features that other parts have left, or those of its own trunk."""
+    found = features.read_by(part)
+    if found is None:
+        _, start, context, _ = run_trunk(part.model, part.config, batch, group)
+        return start, context
+    documents = None if batch.documents is None else gathered(batch.documents, 0, group)
+    return gathered(found, 0, group), context_of(part.config.model, documents)
 
 
 def _filled(batch: Inputs) -> Inputs:

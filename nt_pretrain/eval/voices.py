@@ -25,12 +25,15 @@ class Part:
         config: its own.
         heads: numbers of those that speak, ascending; where members share one head, of these members.
         around: entered around each of its forward passes.
+        trunks: models before it whose trunks begin like its own, so that its heads read what these compute; empty: it
+            runs its own.
     """
 
     model: MultiHead
     config: Config
     heads: tuple[int, ...]
     around: Callable[[], AbstractContextManager[object]] = nullcontext
+    trunks: tuple[MultiHead, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ class Evaluation:
         checkpoints: of all that speak, in the order of ``chosen``.
         overlap: Jaccard index of the heads' topologies and its expectation for random ones; None where there is none.
         notes: what was left out, and why, as lines for people.
+        costs: of :func:`nt_pretrain.evaluation.costs.costs_of_chosen`; None: nobody counted them.
     """
 
     chosen: Chosen
@@ -72,6 +74,7 @@ class Evaluation:
     foreign: Foreign | None
     robustness: Robustness | None
     notes: list[str] = field(default_factory=list)
+    costs: dict[str, Any] | None = None
 
 
 def evaluate(

@@ -48,6 +48,7 @@ def record_of(found: Evaluation, asked: dict[str, Any]) -> dict[str, Any]:
         "reliability": _reliability(found.whole),
         "foreign": None if found.foreign is None else foreign_values(found.whole, found.foreign),
         "robustness": None if found.robustness is None else found.robustness.to_json(),
+        "costs": found.costs,
         "notes": found.notes,
     }
 

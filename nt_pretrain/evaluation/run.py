@@ -16,9 +16,11 @@ from nt_pretrain.config.errors import ConfigErrors
 from nt_pretrain.config.schema import Config
 from nt_pretrain.data.errors import DataError
 from nt_pretrain.eval.robustness_table import tables
+from nt_pretrain.eval.voices import Voices
 from nt_pretrain.evaluation.asked import Options, asked_of
 from nt_pretrain.evaluation.batches import ValidationSet, validation_set
 from nt_pretrain.evaluation.chosen import Chosen
+from nt_pretrain.evaluation.costs import costs_of_chosen
 from nt_pretrain.evaluation.evaluate import Evaluation, Progress, evaluate
 from nt_pretrain.evaluation.harmed import harms_named, robustness_of
 from nt_pretrain.evaluation.load import Loaded
@@ -28,6 +30,7 @@ from nt_pretrain.evaluation.record import record_of, to_text
 from nt_pretrain.evaluation.speakers import find_all, load_all, voices_of
 from nt_pretrain.evaluation.table import render
 from nt_pretrain.evaluation.target import of_other_data
+from nt_pretrain.evaluation.trunks import on_shared_trunks
 from nt_pretrain.observe.progress import shown_progress
 from nt_pretrain.observe.rundir import write_atomic
 from nt_pretrain.parallel.mesh import Ranks
@@ -68,7 +71,11 @@ def run(chosen: Chosen, options: Options, ranks: Ranks, tell: Callable[[str], No
     with shown_progress() if ranks.rank == 0 else contextlib.nullcontext(_silent) as progress:
         if options.norms:
             loaded = _with_norms(loaded, chosen, ranks, options.norms, progress)
-        found = evaluate(chosen, loaded, voices, data, ranks, share=options.share, foreign=foreign, progress=progress)
+        # Robustness is measured of every member's own weights, each harmed by itself: nothing is shared there.
+        shared = on_shared_trunks(voices, chosen, ranks) if options.dropout is None else voices
+        costs = on_first(ranks.control, "cannot count costs", lambda: _costs(chosen, loaded, shared, options))
+        found = evaluate(chosen, loaded, shared, data, ranks, share=options.share, foreign=foreign, progress=progress)
+        found = replace(found, costs=costs)
         wanted = harms or options.domains
         first = replace(found, notes=[*found.notes, UNFINISHED]) if wanted else found
         out = on_first(ranks.control, WRITING, lambda: _place(chosen, first, asked, options, tell))
@@ -92,6 +99,14 @@ def _with_norms(loaded: list[Loaded], chosen: Chosen, ranks: Ranks, pictures: in
         what = partial(progress, f"norms of {each.name}" if each.name else "norms")
         found.append(replace(one, norms=measure_norms_again(one.model, each.config, ranks, pictures, what)))
     return found
+
+
+def _costs(chosen: Chosen, loaded: list[Loaded], voices: Voices, options: Options) -> dict[str, Any]:
+    """What is computed once is counted once; passes of MC dropout drop other units, and share nothing."""
+    passes = 1 if options.dropout is None else options.dropout[1]
+    pairs = zip(chosen.speakers, voices.parts, strict=True) if passes == 1 else ()
+    shared = [each.name for each, part in pairs if part.trunks]
+    return costs_of_chosen(chosen, [one.step for one in loaded], shared=shared, passes=passes)
 
 
 def _place(

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from nt_pretrain.eval.members import label_of as voice_label
 from nt_pretrain.eval.members import member_names
+from nt_pretrain.evaluation.cost_table import cost_table
 
 COLUMNS = {
     "accuracy": "acc ↑",
@@ -57,6 +58,7 @@ def render(record: dict[str, Any], more: Sequence[Table] = (), *, bold: bool = F
     parts += [_pairs(record)] if record["heads"] > 1 else []
     parts += [_foreign(record)] if record["foreign"] is not None else []
     parts += more
+    parts += [cost_table(record["costs"])] if record["costs"] is not None else []
     parts += [Text(f"note: {note}") for note in record["notes"]]
     console = Console(width=WIDTH, force_terminal=bold, color_system="standard" if bold else None, highlight=False)
     with console.capture() as capture:

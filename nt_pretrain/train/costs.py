@@ -82,6 +82,16 @@ def costs_of(config: Config) -> Costs:
     return Costs(members, ensemble, cost_of(dense), dense.steps)
 
 
+def trained_until(config: Config, step: int) -> tuple[int, int]:
+    """Operations of the first ``step`` steps of the run of ``config``, all its phases: counted, and executed."""
+    counted, executed = 0, 0
+    for phase in calendar_of(config):
+        done, cost = min(max(step - phase.before, 0), phase.steps), cost_of(phase)
+        counted += cost.training.active * done // phase.steps
+        executed += cost.executed * done // phase.steps
+    return counted, executed
+
+
 def executed_per_sample(phase: Phase) -> int:
     """Operations that a step of ``phase`` executes for a token, picture or row."""
     plan = make_plan(phase.config, 1)

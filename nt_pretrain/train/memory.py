@@ -57,8 +57,10 @@ class Memory:
         swapped: the weights beside the average that is validated in their place.
         kernels: what the compiled kernels of layers of blocks take on a CPU while one runs.
         growth: what dense gradients add to the fullest moment of a step after which blocks grow.
-        host: of weights, moments, average and topology what lies in the host's memory (``parallel.cpu_offload`` on a
-            GPU).
+        host: of weights, moments, average, topology and what lies beside them, what is in the host's memory
+            (``parallel.cpu_offload`` on a GPU).
+        beside: frozen weights beside the state: :mod:`nt_pretrain.train.beside_memory`.
+        teaching: what a teacher's forward pass and the divergence from it add to a step.
     """
 
     weights: int
@@ -77,12 +79,14 @@ class Memory:
     host: int = 0
     kernels: int = 0
     growth: int = 0
+    beside: int = 0
+    teaching: int = 0
 
     @property
     def peak(self) -> int:
-        stored = self.weights + self.moments + self.average + self.topology + self.snapshot - self.host
+        stored = self.weights + self.moments + self.average + self.topology + self.beside + self.snapshot - self.host
         used = self.gathered + self.kernels
-        step = self.gradients + max(used + self.activations + self.loss + self.growth, self.update)
+        step = self.gradients + max(used + self.activations + self.loss + self.growth + self.teaching, self.update)
         return stored + max(step, used + self.validation + self.swapped)
 
 

@@ -11,15 +11,16 @@ from nt_pretrain.config.schema import Config
 from nt_pretrain.methods.calendar import calendar_of
 from nt_pretrain.methods.curve import Blend, OnTrunks
 from nt_pretrain.methods.phase import Calendar, Clone, Continue, Part, Phase
+from nt_pretrain.train.beside_memory import plan_of
 from nt_pretrain.train.costs import cost_of, costs_of
-from nt_pretrain.train.plan import aligned_table, make_plan, power, render
+from nt_pretrain.train.plan import aligned_table, power, readable_bytes, render
 
 
 def render_run(config: Config, world_size: int) -> str:
     """The plan of the first phase, all phases where there are several, and what a method costs."""
     calendar = calendar_of(config)
-    first = calendar.phases[0].config
-    parts = [render(make_plan(first, world_size), first)]
+    first = calendar.phases[0]
+    parts = [render(plan_of(first, world_size), first.config)]
     parts += [_phases(config, calendar, world_size)] if len(calendar.phases) > 1 else []
     parts += [_costs(config)] if config.method.name != "none" else []
     return "\n\n".join(parts)
@@ -27,7 +28,7 @@ def render_run(config: Config, world_size: int) -> str:
 
 def heaviest(config: Config, world_size: int) -> Phase:
     """The phase that takes the most memory on a rank, the first of them."""
-    return max(calendar_of(config), key=lambda phase: make_plan(phase.config, world_size).memory.peak)
+    return max(calendar_of(config), key=lambda phase: plan_of(phase, world_size).memory.peak)
 
 
 def in_words(phase: Phase, calendar: Calendar) -> str:
@@ -61,21 +62,22 @@ def start_in_words(phase: Phase) -> str:
 
 
 def _phases(config: Config, calendar: Calendar, world_size: int) -> str:
-    headings = ("steps", "starts from", "density", "active", "FLOPs, all weights", "FLOPs, active", "member")
+    headings = ("steps", "starts from", "density", "active", "FLOPs, all weights", "FLOPs, active", "memory", "member")
     rows = aligned_table(f"phases of method {config.method.name}", *headings)
-    rows.columns[2].justify = rows.columns[7].justify = "left"
+    rows.columns[2].justify = rows.columns[8].justify = "left"
     sums = [0, 0]
     for phase in calendar:
-        plan = make_plan(phase.config, world_size)
+        plan = plan_of(phase, world_size)
         training = cost_of(phase).training
         sums = [sums[0] + training.total, sums[1] + training.active]
         member = phase.emits + ("" if phase.speaks or not phase.emits else " (does not speak)")
         rows.add_row(
             f"  {phase.name}", f"{phase.steps:,}", start_in_words(phase), f"{plan.accounts.sparse.density:.4f}",
-            f"{plan.accounts.all.active:,}", power(training.total), power(training.active), member,
+            f"{plan.accounts.all.active:,}", power(training.total), power(training.active),
+            readable_bytes(plan.memory.peak), member,
         )  # fmt: skip
     rows.add_section()
-    rows.add_row("  all", f"{calendar.total_steps:,}", "", "", "", power(sums[0]), power(sums[1]), "")
+    rows.add_row("  all", f"{calendar.total_steps:,}", "", "", "", power(sums[0]), power(sums[1]), "", "")
     return _written(rows)
 
 

@@ -305,10 +305,12 @@ def _memory(plan: Plan) -> Table:
         "moments": memory.moments,
         "moving average of the weights": memory.average,
         "topology": memory.topology,
+        "frozen weights beside these": memory.beside,
         "activations": memory.activations,
         "logits and loss": memory.loss,
         "scratch of sparse kernels": memory.kernels,
         "dense gradients while blocks grow, beside all these": memory.growth,
+        "teacher at work, and the divergence from it": memory.teaching,
         "topology update (when gathered, activations, loss are gone)": memory.update,
         "validation (when gradients, activations, loss are gone)": memory.validation,
         "copy that a checkpoint is written from": memory.snapshot,
@@ -317,6 +319,8 @@ def _memory(plan: Plan) -> Table:
         "peak": memory.peak,
     }
     only_if_any = {
+        "frozen weights beside these",
+        "teacher at work, and the divergence from it",
         "moving average of the weights",
         "scratch of sparse kernels",
         "dense gradients while blocks grow, beside all these",

@@ -12,7 +12,7 @@ from nt_pretrain.data.tokenizer import load_tokenizer
 from nt_pretrain.evaluation.chosen import checkpoint_hash
 from nt_pretrain.methods.manifest import Ensemble, Member, write_ensemble
 from nt_pretrain.parallel.mesh import Ranks, connect
-from nt_pretrain.train.state import fresh_state, identity
+from nt_pretrain.train.state import TrainState, fresh_state, identity
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("model", "active", "columns", "ids")
@@ -30,7 +30,10 @@ def write_members(rank: int, world: int, folders: dict[str, list[str]], config: 
 
 
 def write_member(folder: Path, config: Config, ranks: Ranks) -> None:
-    state = fresh_state(config, ranks)
+    write_state(folder, fresh_state(config, ranks), config, ranks)
+
+
+def write_state(folder: Path, state: TrainState, config: Config, ranks: Ranks) -> None:
     keys = ("step", "tokens", "averaged", "active_units", "topology_digest")
     state.step = STEP
     facts = state.facts(ranks)

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from nt_pretrain.config.load import load_config
+from nt_pretrain.evaluation.chosen import chosen_of
+from nt_pretrain.evaluation.costs import costs_of_chosen, read_alone, steps_of
 from nt_pretrain.methods.calendar import calendar_of, method_problems
 from nt_pretrain.methods.curve import shares_at
 from nt_pretrain.models.loss import IGNORED
@@ -138,6 +140,14 @@ def test_an_ensemble_with_a_bridge_is_evaluated_and_other_runs_lend_their_modes(
     command("launch/evaluate.py", str(run), "--out", str(tmp_path / "found"))
     found = json.loads((tmp_path / "found" / "evaluation.json").read_text())
     assert "bridge_1" in json.dumps(found)
+    # One forward pass of the trunk serves both: what is counted is executed.
+    costs = costs_of(load_config(run / "config.yaml", []))
+    rows = found["costs"]["members"] | {"all": found["costs"]["ensemble"]}
+    for name, cost in (costs.members | {"all": costs.ensemble}).items():
+        assert rows[name]["parameters"] == {"total": cost.parameters.total, "active": cost.parameters.active}
+        assert rows[name]["inference"] == {"counted": cost.inference.active, "executed": cost.inference_executed}
+        assert rows[name]["training"] == {"counted": cost.training.active, "executed": cost.executed}
+    assert found["costs"]["dense"]["training"]["executed"] == costs.dense.executed
     given = f"method.modes=[{run}/members/mode_0,{run}/members/mode_1]"
     options = ["method.name=bridge", "method.members=2", given, "train.steps=4", "train.global_batch=16"]
     train(tmp_path / "lent", options, config=str(config))
@@ -145,6 +155,12 @@ def test_an_ensemble_with_a_bridge_is_evaluated_and_other_runs_lend_their_modes(
     assert [each.name for each in listed.members] == ["mode_0", "bridge_1"]
     assert listed.members[0].sha256 == manifest(run).members[0].sha256
     assert [each.name for each in listed.others] == ["mode_1", "curve_1"]
+    chosen = chosen_of(str(tmp_path / "lent"), [], data=None, samples=0)
+    costs = costs_of_chosen(chosen, steps_of(chosen), shared=read_alone(chosen))
+    assert costs["members"]["mode_0"]["training"] is None and "mode_0: its training is not known here" in costs["notes"]
+    head = 2 * (16 * 16 + 16 * 3)
+    assert costs["members"]["bridge_1"]["inference"] == {"counted": head, "executed": head}
+    assert f"the training of {run}/members/mode_1, which the run was given, is not counted" in costs["notes"]
 
 
 def test_modes_may_be_moved_and_not_be_others(rows: tuple[Path, Path], tmp_path: Path) -> None:

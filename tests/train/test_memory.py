@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from nt_pretrain.config.load import load_config
 from nt_pretrain.config.mesh import mesh_sizes
 from nt_pretrain.config.schema import Config
 from nt_pretrain.eval.metrics import TokenSums
+from nt_pretrain.methods.calendar import calendar_of
+from nt_pretrain.methods.phase import Phase, changed
+from nt_pretrain.methods.settings import single
 from nt_pretrain.models.accounting import shapes_of
 from nt_pretrain.models.llama import Block, make_context
+from nt_pretrain.parallel.forward import Start
+from nt_pretrain.parallel.mesh import connect
+from nt_pretrain.parallel.shard import local, sharded_model
 from nt_pretrain.sparsity.budget import plan_budgets
+from nt_pretrain.train.beside_memory import distillation_bytes, plan_of
 from nt_pretrain.train.memory import Memory, checkpoint_bytes, element_bytes, estimate, saved_per_token_of_block
+from nt_pretrain.train.phase_plan import render_run
+from nt_pretrain.train.plan import make_plan, readable_bytes
+from nt_pretrain.train.teacher import divergence
+from tests.gloo import run_ranks
 
 
 def config(**sections: dict) -> Config:
@@ -167,3 +181,64 @@ def test_the_copy_for_the_background_is_as_large_as_what_is_saved() -> None:
     assert memory(found).peak - memory(waited_for).peak == memory(found).snapshot
     on_gpu = config(sparsity={"density": 0.5}, run={"device": "cuda"})
     assert memory(on_gpu).snapshot == 0, "there it is in the memory of the host"
+
+
+def _bridge(*options: str) -> list[Phase]:
+    own = ["method.name=bridge", "method.members=2", "sparsity.density=1", "run.device=cpu", *options]
+    return list(calendar_of(load_config("configs/tiny.yaml", own)))
+
+
+def _beside(rank: int, world: int) -> list[tuple[int, int, int, int]]:
+    """By phase: estimated and real bytes of this rank's frozen weights."""
+    found = []
+    for phase in _bridge()[2:]:
+        ranks = connect(phase.config)
+        model = sharded_model(phase.config if phase.curve is not None else single(phase.config), ranks)
+        shards = sum(local(each).nbytes for each in model.parameters())
+        memory = plan_of(phase, world).memory
+        # Two ends and the control point; or a teacher.
+        real = 3 * shards if phase.curve is not None else shards
+        found.append((memory.beside, real, memory.peak - make_plan(phase.config, world).memory.peak, memory.teaching))
+    return found
+
+
+def test_ends_of_a_curve_and_a_teacher_lie_beside_the_state() -> None:
+    for curve, bridge in run_ranks(_beside, 2, timeout=100):
+        assert curve[0] == pytest.approx(curve[1], rel=0.01)
+        assert (curve[2], curve[3]) == (curve[0], 0)
+        assert bridge[0] == pytest.approx(bridge[1], rel=0.01)
+        assert bridge[2] == bridge[0] + bridge[3] and bridge[3] > 0
+    mode, *_ = _bridge()
+    assert plan_of(mode, 2) == make_plan(mode.config, 2), "others have nothing beside"
+
+
+def test_what_is_offloaded_lies_beside_the_state_on_the_host() -> None:
+    curve = _bridge()[2]
+    config = changed(curve.config, {"run.device": "cuda", "parallel.cpu_offload": True})
+    phase = replace(curve, config=config)
+    assert plan_of(phase, 1).memory.peak == make_plan(config, 1).memory.peak
+
+
+def test_the_dry_run_says_how_much_each_phase_takes() -> None:
+    config = load_config("configs/tiny.yaml", ["method.name=bridge", "method.members=2", "sparsity.density=1"])
+    rows = {line.split()[0]: line for line in render_run(config, 1).splitlines() if "(does not speak)" in line}
+    for phase in calendar_of(config):
+        if phase.name in ("mode_1", "curve_1"):
+            assert readable_bytes(plan_of(phase, 1).memory.peak) in rows[phase.name]
+
+
+def test_a_divergence_needs_what_is_measured() -> None:
+    """The largest tensors alive at once in the loss of a bridge and its backward pass."""
+    found = config(model={"vocab_size": 4000}, train={"micro_batch": 4})
+    rows, vocabulary = 4 * found.data.sequence_length, found.model.vocab_size
+    targets = torch.zeros(rows, dtype=torch.int64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        teacher = torch.randn(1, rows, vocabulary)
+        start = Start(torch.empty(0), torch.randn(1, rows, vocabulary, requires_grad=True), None, targets)
+        divergence(teacher, lambda x, context: x, start).backward()
+    used, most = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            used += event.nbytes()
+            most = max(most, used)
+    assert most == pytest.approx(distillation_bytes(found), rel=0.05)
