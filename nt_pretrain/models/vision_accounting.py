@@ -1,14 +1,19 @@
 """What a network for pictures costs: multiply-adds of a picture by group, and what it saves for its backward.
 
 Both come from one forward pass of the network itself on the meta device, without storage or arithmetic, so that they
-cannot disagree with what is trained. Parameters are counted by :func:`nt_pretrain.models.accounting.account`, whose
-``per_token`` means nothing here: a convolution's weight is used once for each place of its output.
+cannot disagree with what is trained. Passes are remembered: plan, costs and meter of a run ask for the same ones, and
+each takes as long as some training steps of a small network. Parameters are counted by
+:func:`nt_pretrain.models.accounting.account`, whose ``per_token`` means nothing here: a convolution's weight is used
+once for each place of its output.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -62,7 +67,8 @@ def vision_shapes(model: VisionModel) -> Shapes:
         return {name: tuple(parameter.shape) for name, parameter in build_vision(model).named_parameters()}
 
 
-def output_places(model: VisionModel, picture_size: int) -> dict[str, int]:
+@lru_cache(maxsize=64)
+def output_places(model: VisionModel, picture_size: int) -> Mapping[str, int]:
     """How often each convolution or classifier weight is used for a square picture: places (y, x) of its output, of
     every member that shares it.
     """
@@ -81,7 +87,7 @@ def output_places(model: VisionModel, picture_size: int) -> dict[str, int]:
             hidden = network.trunk_output(torch.empty(2, 3, picture_size, picture_size), None)
             for head in network.heads.values():
                 head(hidden, None)
-    return places
+    return MappingProxyType(places)
 
 
 def picture_cost(model: VisionModel, picture_size: int, budgets: dict[str, LayerBudget]) -> PictureCost:
@@ -106,6 +112,7 @@ def flops_per_picture(cost: Count) -> Count:
     return Count(6 * cost.total, 6 * cost.active)
 
 
+@lru_cache(maxsize=64)
 def saved_elements(model: VisionModel, picture_size: int, *, device: str = "meta") -> SavedElements:
     """What the network saves for its backward for one square picture: one training forward pass, counted.
 

@@ -16,6 +16,7 @@ from nt_pretrain.methods.manifest import NAME
 from nt_pretrain.observe.rundir import RunDir
 from tests import warm
 from tests.conftest import Corpus, command, documents
+from tests.diversity.browser import found_browser, show
 from tests.diversity.pages import Page
 from tests.evaluation.test_pictures import prepared
 from tests.train import launches
@@ -74,6 +75,22 @@ def test_a_run_of_text(text_run: Path) -> None:
     first = page.source
     assert report(str(text_run), "--samples", "8", "--units", "2").returncode == 0
     assert read(text_run).source == first
+
+
+@pytest.mark.skipif(found_browser() is None, reason="no chromium or google-chrome on PATH")
+def test_a_browser_without_javascript_shows_all_of_it(text_run: Path, tmp_path: Path) -> None:
+    browser = found_browser()
+    assert browser is not None
+    assert report(str(text_run), "--samples", "8", "--units", "2").returncode == 0
+    shown = show(browser, text_run / "report" / "index.html", tmp_path / "page")
+    assert set(shown.asked) - {"/favicon.ico"} == {"/frame.html", "/page.html"}, "nothing else is fetched"
+    # Tables, curves and coloured text one below the other, each within the window.
+    assert shown.length > 1500 and shown.largest_gap < 200 and shown.colours > 100
+    assert (shown.picture[:, -4:] == shown.picture[0, -1]).all(), "nothing reaches the right edge"
+    # The same browser, so: what a script would draw is not there, and an empty page is seen to be empty.
+    script = tmp_path / "script.html"
+    script.write_text("<!DOCTYPE html><body><script>document.body.append('drawn by a script')</script></body>")
+    assert show(browser, script, tmp_path / "script").length == 0
 
 
 def test_without_a_look_inside(

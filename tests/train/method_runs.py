@@ -100,6 +100,13 @@ def topology(folder: Path, name: str) -> dict[str, Tensor]:
     return {key.removeprefix("active."): x.bool() for key, x in found.items() if key.startswith("active.")}
 
 
+def outside(tensors: dict[str, Tensor]) -> int:
+    """Numbers that are not 0, of weights outside of the topology, their moments and averages."""
+    flags = {key.removeprefix("active."): x.bool() for key, x in tensors.items() if key.startswith("active.")}
+    held = [(x, flags[key.split(".", 1)[1]]) for key, x in tensors.items() if key.split(".", 1)[1] in flags]
+    return sum(int(x[~active].count_nonzero()) for x, active in held if x.is_floating_point())
+
+
 def assert_same_ensembles(one: Path, other: Path) -> None:
     """Members, losses and validations are the same to the bit."""
     assert losses(one) == losses(other)

@@ -23,6 +23,7 @@ from tests.train.method_runs import (
     die_amid,
     manifest,
     member,
+    outside,
     tensors,
     topology,
     train,
@@ -128,11 +129,11 @@ def test_annealed_masks_reach_the_target_exactly(corpus: Corpus, tmp_path: Path,
     run = both(corpus, tmp_path, options, kill_after=10)
     resumed = next(line for line in read_lines(RunDir(tmp_path / "killed").events) if line["kind"] == "resume")
     assert 5 < resumed["step"] < 14
-    outside = {step: _outside(tensors(RunDir(run).checkpoints, step)) for step in (9, 12, 15)}
-    assert outside[9] > 0 and outside[12] > 0 and outside[15] == 0, "the annealing ended after step 14"
+    counts = {step: outside(tensors(RunDir(run).checkpoints, step)) for step in (9, 12, 15)}
+    assert counts[9] > 0 and counts[12] > 0 and counts[15] == 0, "the annealing ended after step 14"
     first, second = (topology(run, name) for name in names(run))
     assert all(torch.equal(first[name], ~second[name]) for name in first)
-    assert _outside(member(run, "child_0")) == _outside(member(run, "child_1")) == 0
+    assert outside(member(run, "child_0")) == outside(member(run, "child_1")) == 0
 
 
 def test_annealed_children_of_a_sparse_parent_stay_inside_of_it(corpus: Corpus, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_an_annealing_that_ends_by_a_changed_option_leaves_nothing_outside(corpu
             shutil.rmtree(path)
     train(run, [*options, "method.annealing_share=0.25", "optim.lr=1e-4"])
     after = member(run, "child_0")
-    assert _outside(after) == 0
+    assert outside(after) == 0
     assert any(not torch.equal(before[name], after[name]) for name in before), "the member is this attempt's"
 
 
@@ -222,13 +223,6 @@ def test_a_child_goes_on_with_the_parent_it_began_with(corpus: Corpus, tmp_path:
     train(run, [*options, f"method.parent={moved / 'one'}"], ranks=1)
     assert {each.made["parent_sha256"] for each in manifest(run).members} == {manifest(run).others[0].sha256}
     assert manifest(run).members[1].made["parent"] == str(moved / "one")
-
-
-def _outside(tensors: dict[str, torch.Tensor]) -> int:
-    """Numbers that are not 0, of weights outside of the topology, their moments and averages."""
-    flags = {key.removeprefix("active."): x.bool() for key, x in tensors.items() if key.startswith("active.")}
-    held = [(x, flags[key.split(".", 1)[1]]) for key, x in tensors.items() if key.split(".", 1)[1] in flags]
-    return sum(int(x[~active].count_nonzero()) for x, active in held if x.is_floating_point())
 
 
 def test_members_begun_with_other_options_are_refused(corpus: Corpus, tmp_path: Path) -> None:
@@ -354,21 +348,3 @@ def test_members_of_one_dense_run_are_taken_where_the_rate_is_lowest(
         assert rates.get(each.step + 2, 1.0) > 2 * rates[each.step], "and rises after it"
     one, other = (member(run, each) for each in members)
     assert any(not torch.equal(one[key], other[key]) for key in one)
-
-
-@pytest.mark.parametrize("name", ["dense", "static", "set", "rigl", "treenet", "neurotrails", "deep_ensemble"])
-def test_methods_of_one_phase_speak_by_the_run_itself(corpus: Corpus, tmp_path: Path, name: str) -> None:
-    options = [*corpus.overrides, f"method.name={name}", "train.steps=8", "model.blocks_in_head=1"]
-    options += ["method.joint=true"] if name == "deep_ensemble" else []
-    train(tmp_path / name, options)
-    (alone,) = manifest(tmp_path / name).members
-    assert (alone.path, alone.step) == (".", 8)
-    tensors = member(tmp_path / name, name)
-    heads = {key.split(".")[2] for key in tensors if key.startswith("model.heads.")}
-    assert len(heads) == (1 if name in ("dense", "static", "set", "rigl") else 3)
-    assert any(key.startswith("active.") for key in tensors) == (name in ("static", "set", "rigl", "neurotrails"))
-    if name in ("static", "set"):
-        digests = {
-            line["facts"]["digest"] for line in read_lines(RunDir(tmp_path / name).events) if line["kind"] == "topology"
-        }
-        assert len(digests) == (0 if name == "static" else 2)
