@@ -57,12 +57,16 @@ class Shown:
 class _Recorded(http.server.SimpleHTTPRequestHandler):
     asked: list[str]
 
+    def end_headers(self) -> None:
+        self.send_header("Content-Security-Policy", "script-src 'none'")
+        super().end_headers()
+
     def log_message(self, format: str, *args: object) -> None:
         self.asked.append(self.path)
 
 
 def show(browser: str, page: Path, folder: Path) -> Shown:
-    """``page`` inside a frame in which no script may run: a browser started without any could not be told what to do.
+    """``page`` from a server that allows no script: a browser that may run none at all could not be told what to do.
 
     Args:
         folder: where files may be written.
@@ -70,8 +74,6 @@ def show(browser: str, page: Path, folder: Path) -> Shown:
     site = folder / "site"
     site.mkdir(parents=True)
     shutil.copy(page, site / "page.html")
-    frame = f'<iframe sandbox src="page.html" style="border:0;width:{WIDTH}px;height:{HEIGHT}px"></iframe>'
-    (site / "frame.html").write_text(f'<!DOCTYPE html><body style="margin:0">{frame}</body>')
     asked: list[str] = []
     handler = type("Handler", (_Recorded,), {"asked": asked})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(site))) as server:
@@ -82,7 +84,7 @@ def show(browser: str, page: Path, folder: Path) -> Shown:
                     browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                     "--hide-scrollbars", "--disable-background-networking", f"--user-data-dir={folder / 'profile'}",
                     f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={folder / 'shown.png'}",
-                    f"http://127.0.0.1:{server.server_port}/frame.html",
+                    f"http://127.0.0.1:{server.server_port}/page.html",
                 ],
                 check=True, capture_output=True, timeout=100,
             )  # fmt: skip

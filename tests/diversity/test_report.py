@@ -83,7 +83,7 @@ def test_a_browser_without_javascript_shows_all_of_it(text_run: Path, tmp_path: 
     assert browser is not None
     assert report(str(text_run), "--samples", "8", "--units", "2").returncode == 0
     shown = show(browser, text_run / "report" / "index.html", tmp_path / "page")
-    assert set(shown.asked) - {"/favicon.ico"} == {"/frame.html", "/page.html"}, "nothing else is fetched"
+    assert set(shown.asked) - {"/favicon.ico"} == {"/page.html"}, "nothing else is fetched"
     # Tables, curves and coloured text one below the other, each within the window.
     assert shown.length > 1500 and shown.largest_gap < 200 and shown.colours > 100
     assert (shown.picture[:, -4:] == shown.picture[0, -1]).all(), "nothing reaches the right edge"
