@@ -143,10 +143,7 @@ def _run(config: Config, members: Members, command: str, console: Console) -> Ex
     if state.step >= calendar.total_steps and not missed:
         with _failure_in_status(calendar.total_steps, config, ranks, rundir):
             members.emit(phase, state)
-        observer.ended("finished", state.step, 0, "already finished")
-        observer.close()
-        console.plain(how_to_go_on(config, calendar_of(config), command))
-        return ExitCode.FINISHED
+        return _already_finished(observer, console, state.step, config, command)
     members.forget()
     observer.started(state.step, opening)
     if ranks.rank == 0:
@@ -181,6 +178,13 @@ def _run(config: Config, members: Members, command: str, console: Console) -> Ex
             raise error from caught
         _say_goodbye(code, observer, console, state.step, config, command)
     return ExitCode.FINISHED if requests.ends_the_job else code
+
+
+def _already_finished(observer: Observer, console: Console, step: int, config: Config, command: str) -> ExitCode:
+    observer.ended("finished", step, 0, "already finished")
+    observer.close()
+    console.plain(how_to_go_on(config, calendar_of(config), command))
+    return ExitCode.FINISHED
 
 
 def _state(
