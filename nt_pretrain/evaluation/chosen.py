@@ -254,8 +254,9 @@ def _target(path: Path, member: Member) -> Target:
     if not rundir.config.is_file() or not checkpoint.is_dir():
         missing = checkpoint if rundir.config.is_file() else rundir.config
         raise CheckpointError(
-            f"{said}: there is no {missing}; one that was deleted is made again by the command that trained it, and "
-            "where members were moved, put the ensemble together again with launch/ensemble.py"
+            f"{said}: there is no {missing}; one that was deleted is made again by the command that trained it. "
+            "An ensemble put together of several runs knows it by the hash it had: then, and where members were moved, "
+            "put it together again with launch/ensemble.py"
         )
     try:
         found = checkpoint_hash(checkpoint)

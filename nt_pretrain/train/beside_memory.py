@@ -1,4 +1,6 @@
-"""Memory of a phase with frozen weights beside its state: the ends of a curve, the teacher of a bridge."""
+"""Memory of a phase with other weights beside its state: the ends of a curve, the teacher of a bridge, all weights of a
+child while some of them are drawn.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,9 @@ def plan_of(phase: Phase, world_size: int) -> Plan:
 
 def _with_beside(memory: Memory, phase: Phase, world_size: int) -> Memory:
     beside, teaching = 0, 0
+    if phase.annealing is not None:
+        # All weights, while a step computes with those drawn; of the average too, while the target is measured.
+        beside = memory.weights + memory.average
     if phase.curve is not None:
         # Both ends, and the control point while a step computes with another point.
         beside = 3 * memory.weights

@@ -73,6 +73,8 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
     wanted = {k: v for k, v in identity(as_parent, tokenizer_sha256).items() if k in ("model", "tokenizer", "weights")}
     refuse_other_model(found, wanted)
     state = fresh_state(phase.config, ranks)
+    if phase.start.noise is not None:
+        _refuse_sparse(found, shapes_of(phase.config.model))
     if phase.start.keeps is not None:
         _refuse_uncuttable(found, set(state.budgets), shapes_of(phase.config.model))
     tensors = {f"model.{source}": own[0].detach() for source, own in _by_source(state).items()}
@@ -89,7 +91,6 @@ def cloned_state(phase: Phase, found: Found, tokenizer_sha256: str, ranks: Ranks
             for each in others:
                 local(each).copy_(local(first))
     if phase.start.noise is not None:
-        _refuse_sparse(found, shapes_of(phase.config.model))
         # Norms and biases stay; all matrices are there whole, and divided among the ranks of one copy.
         Mutable(state.model, {}, phase.start.noise, ranks).become_mean([Child(0, 0)])
     if phase.start.keeps is not None:

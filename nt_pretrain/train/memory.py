@@ -59,7 +59,7 @@ class Memory:
         growth: what dense gradients add to the fullest moment of a step after which blocks grow.
         host: of weights, moments, average, topology and what lies beside them, what is in the host's memory
             (``parallel.cpu_offload`` on a GPU).
-        beside: frozen weights beside the state: :mod:`nt_pretrain.train.beside_memory`.
+        beside: other weights beside the state: :mod:`nt_pretrain.train.beside_memory`.
         teaching: what a teacher's forward pass and the divergence from it add to a step.
     """
 

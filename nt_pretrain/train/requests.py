@@ -72,6 +72,10 @@ class Requests:
         """
         return self._stopped_by_file and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
+    def stopping(self) -> bool:
+        """Whether a wish to stop came between two trainings, or in the last step of one. Collective."""
+        return self.decide(Progress.NONE).stop or self._stopped_by_file
+
     def saved(self) -> None:
         """A checkpoint was begun; the minutes count from here."""
         self._last_save = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -33,7 +34,7 @@ from nt_pretrain.observe.log import Console, open_rank_log
 from nt_pretrain.observe.meters import Meter, memory_total_bytes
 from nt_pretrain.observe.record import Recorder
 from nt_pretrain.observe.rundir import RunDir, Status
-from nt_pretrain.parallel.mesh import Ranks
+from nt_pretrain.parallel.mesh import Ranks, set_timeout
 from nt_pretrain.parallel.watchdog import Watchdog
 from nt_pretrain.train import readings
 from nt_pretrain.train.anneal import goes_on, keep_target
@@ -76,13 +77,15 @@ def run(config: Config, command: str, ranks: Ranks) -> ExitCode:
         with _failure_in_status(calendar.total_steps, config, ranks, rundir):
             tokenizer = on_all(ranks, lambda: _tokenizer_hash(config))
         members = Members(config, calendar, rundir, tokenizer, ranks, trained_in=rundir)
-        code = _run(config, members, command, console)
+        requests = Requests(rundir, config.checkpoint, ranks)
+        requests.listen()
+        code = _run(config, members, requests, command, console)
         if code is not ExitCode.FINISHED or not _is_finished(rundir, ranks):
             return code
-        return _make_again(config, members, command, console)
+        return _make_again(config, members, requests, command, console)
 
 
-def _make_again(config: Config, members: Members, command: str, console: Console) -> ExitCode:
+def _make_again(config: Config, members: Members, requests: Requests, command: str, console: Console) -> ExitCode:
     """Train the members of a finished run whose folders are gone once more, each by itself."""
     ranks = members.ranks
     again, lines = members.to_make_again()
@@ -93,11 +96,16 @@ def _make_again(config: Config, members: Members, command: str, console: Console
     left = [members.beside(name).path for name in sorted(done)]
     on_first(ranks.control, "cannot remove what is left", lambda: all(_removed(path) for path in left))
     for phase in again:
+        if requests.stopping():
+            return ExitCode.FINISHED if requests.ends_the_job else ExitCode.STOPPED
+        # A state was in memory until now, and another model is built, maybe compiled.
+        gc.collect()
+        set_timeout(ranks, config.parallel.first_timeout_seconds)
         console.plain(f"member {phase.emits} is gone and is made again: {phase.steps:,} steps")
         folder = members.beside(phase.emits)
         folder.create()
         alone = replace(members, calendar=Calendar((phase,)), trained_in=folder)
-        code = _run(config, alone, command, console)
+        code = _run(config, alone, requests, command, console)
         if code is not ExitCode.FINISHED or not _is_finished(folder, ranks):
             return code
         on_first(ranks.control, f"cannot remove {folder.path}", partial(_removed, folder.path))
@@ -120,11 +128,9 @@ def _is_finished(rundir: RunDir, ranks: Ranks) -> bool:
     return on_first(ranks.control, f"cannot read {rundir.status}", look)
 
 
-def _run(config: Config, members: Members, command: str, console: Console) -> ExitCode:
+def _run(config: Config, members: Members, requests: Requests, command: str, console: Console) -> ExitCode:
     """Train the phases of ``members`` in its folder, from the newest checkpoint there."""
     calendar, ranks, rundir = members.calendar, members.ranks, members.trained_in
-    requests = Requests(members.rundir, config.checkpoint, ranks)
-    requests.listen()
     with _failure_in_status(calendar.total_steps, config, ranks, rundir):
         clean = on_first(ranks.control, "clean the checkpoint folder", lambda: remove_leftovers(rundir.checkpoints))
         found = newest_valid(rundir.checkpoints, group=ranks.control)
