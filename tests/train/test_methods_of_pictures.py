@@ -95,8 +95,14 @@ def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Tra
     return trained
 
 
+ALIKE = ("deep_ensemble", "fge", "rigl")
+"""Each shares its phases with another of these, and is killed on text too: killed here only by make test-long."""
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in ALIKE else name for name in METHODS]
+)
 def test_killed_on_pictures_and_the_same_again(pictures: Path, undisturbed: Trained, tmp_path: Path, name: str) -> None:
     run = undisturbed(name)
     assert train_with_a_kill(tmp_path / "killed", options_of(name, pictures), 7, config=CONFIG) == 6
